@@ -1,0 +1,65 @@
+"""One pass over the store: outcomes -> grid, analyses, figures, page. worker.py's twin."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from fractal_k8s.analysis.summary import summarise
+from fractal_k8s.results import schema
+from fractal_k8s.results.grid import STATE_NAMES, TRAINABLE, Grid, build_grid
+from fractal_k8s.results.store import SUMMARY_FILE, Plan, SweepStore
+from fractal_k8s.sweep.rule import VerdictRule
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """What a pass found, and where it put it."""
+
+    grid: Grid
+    summary: dict[str, Any]
+    # name of the file -> path or URI
+    written: dict[str, str]
+
+
+def read_grid(
+    folder: SweepStore, plan: Plan, *, rule: VerdictRule | None = None, allow_mixed: bool = False
+) -> Grid:
+    """The grid of everything that is stored about a sweep; see `build_grid`."""
+    outcomes = folder.read_outcomes(plan.sweep)
+    return build_grid(plan.sweep, outcomes, rule=rule, allow_mixed=allow_mixed)
+
+
+def aggregate(folder: SweepStore, plan: Plan, *, allow_mixed: bool = False) -> Aggregation:
+    """Writes the summary of a sweep: figures, page, grid and, last, the numbers.
+
+    The same outcomes give the same bytes, whatever the attempts they came from.
+    """
+    from fractal_k8s.report.figures import png, study_picture, three_panels
+    from fractal_k8s.report.page import render_page
+
+    grid = read_grid(folder, plan, allow_mixed=allow_mixed)
+    summary = summarise(grid)
+    written = {
+        "map.png": folder.put_summary("map.png", png(three_panels(grid, summary))),
+        "measure.png": folder.put_summary("measure.png", png(study_picture(grid))),
+        "report.html": folder.put_summary("report.html", render_page(grid, summary).encode()),
+        "grid.parquet": folder.put_summary("grid.parquet", schema.to_bytes(grid_table(grid))),
+    }
+    text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
+    written[SUMMARY_FILE] = folder.put_summary(SUMMARY_FILE, text.encode())
+    return Aggregation(grid, summary, written)
+
+
+def grid_table(grid: Grid) -> pa.Table:
+    """One row per stored point: the outcome without its series, and the verdict."""
+    index = grid.point_indexes()
+    states = grid.states.ravel()[index]
+    names = pa.array([STATE_NAMES[state] for state in states], pa.string())
+    table = grid.table.drop_columns(["losses"])
+    return table.append_column("verdict", names).append_column(
+        "trainable", pa.array(states == TRAINABLE, pa.bool_())
+    )

@@ -1,0 +1,1 @@
+"""Grid -> numbers, one file per analysis. No analysis fills a hole or hides its coverage."""

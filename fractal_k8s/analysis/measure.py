@@ -1,0 +1,80 @@
+"""The original study's convergence measure: one number per point that makes a picture of a run."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fractal_k8s.results.grid import Grid
+
+_CLIP: Final = 1e6
+_WINDOW: Final = 20
+
+Floats = npt.NDArray[np.float64]
+
+
+def convergence_measure(grid: Grid) -> Floats:
+    """-(sum of normalised losses) where a run converged, +(sum of 1 / normalised loss) where not.
+
+    Losses are divided by the first one and clipped at 1e6; a non-finite loss counts as 1e6, and so
+    does every step that a run which ended early did not make. Converged means that the mean of the
+    last 20 is below 1. (arXiv:2402.06184, cell 13 of its notebook.)
+
+    Returns:
+        shape (rows, columns), NaN where there is no result.
+    """
+    values, offsets = grid.losses()
+    counts = np.diff(offsets)
+    measure = np.full(grid.sweep.num_points, np.nan)
+    total = int(counts.max(initial=0))
+    for point, start, count in zip(grid.point_indexes(), offsets, counts, strict=False):
+        if count:
+            measure[point] = measure_of(values[start : start + count], _planned(grid, count, total))
+    measure[~grid.known.ravel()] = np.nan
+    return measure.reshape(grid.states.shape)
+
+
+def _planned(grid: Grid, recorded: int, longest: int) -> int:
+    """Losses of a whole run: on a token axis runs differ in length, elsewhere they do not."""
+    return (
+        longest if grid.sweep.training.num_steps() is not None and not _varies(grid) else recorded
+    )
+
+
+def _varies(grid: Grid) -> bool:
+    return "tokens" in (grid.sweep.x_knob.name, grid.sweep.y_knob.name)
+
+
+def measure_of(losses: npt.NDArray[np.floating], steps: int) -> float:
+    """The measure of one series that should have had `steps` losses."""
+    series = losses.astype(np.float64)
+    first = series[0]
+    series = np.where(np.isfinite(series), series, _CLIP)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        normalised = np.minimum(series / first, _CLIP)
+        absent = max(0, steps - len(series))
+        lost = min(_CLIP / first, _CLIP)
+        tail = np.concatenate([normalised, np.full(min(absent, _WINDOW), lost)])[-_WINDOW:]
+        if tail.mean() < 1:
+            return -float(normalised.sum() + absent * lost)
+        return float((1 / normalised).sum() + absent / lost)
+
+
+def rank_colours(measure: Floats, gap: float = 0.25) -> Floats:
+    """The measure as ranks in -1..1, signs kept and flipped: the study's colour scale.
+
+    Converged points spread evenly over [gap, 1] (slowest 1), diverged ones over [-1, -gap] (slowest
+    -1), so that the edge stays sharp. Ranks are relative to this map. NaN stays NaN.
+    """
+    known = np.isfinite(measure)
+    values = np.sort(measure[known])
+    negative = int((values < 0).sum())
+    ranks = np.concatenate(
+        [np.linspace(-1, -gap, negative), np.linspace(gap, 1, len(values) - negative)]
+    )
+    colours = np.full(measure.shape, np.nan)
+    if len(values):
+        colours[known] = -np.interp(measure[known], values, ranks)
+    return colours

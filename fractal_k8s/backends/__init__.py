@@ -1,0 +1,94 @@
+"""HOW shards run: every place satisfies one short protocol, tested by one contract test."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from fractal_k8s.errors import UsageError
+from fractal_k8s.results.store import Plan, SweepStore
+from fractal_k8s.sweep.axes import near
+from fractal_k8s.sweep.deal import Dealt
+from fractal_k8s.worker import PointEvent
+
+Listener = Callable[[PointEvent], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A sweep to train: where its outcomes go, what it is, and how it is dealt."""
+
+    folder: SweepStore
+    plan: Plan
+    allow_mixed: bool = False
+    # file descriptors that the processes of a run keep open as long as one of them lives
+    inherited: tuple[int, ...] = ()
+
+    @property
+    def num_shards(self) -> int:
+        return Dealt(self.plan.sweep, self.plan.deal).num_shards
+
+
+@dataclass
+class Status:
+    """How the shards of a run stand."""
+
+    pending: int
+    running: int = 0
+    done: int = 0
+    # what went wrong, by shard
+    failed: dict[int, str] = field(default_factory=dict)
+
+
+class Run(Protocol):
+    """A submitted sweep."""
+
+    def wait(self) -> Status:
+        """Blocks until every shard has ended, one way or another.
+
+        Raises:
+            FractalError: something that is wrong for every shard; the others were stopped.
+        """
+        ...
+
+    def status(self) -> Status: ...
+
+    def logs(self, shard: int) -> str:
+        """What the shard's latest attempt has printed."""
+        ...
+
+    def cancel(self) -> None:
+        """Stops the run; what is done is kept. Safe to call from a signal handler, or twice."""
+        ...
+
+
+class Backend(Protocol):
+    """A place where shards run."""
+
+    name: str
+
+    def submit(self, work: Work, listener: Listener) -> Run:
+        """Hands the sweep over; outcomes are reported to the listener by `Run.wait`'s thread."""
+        ...
+
+
+def names() -> list[str]:
+    """Names of all backends: the files of this folder."""
+    folder = Path(__file__).parent
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def open_backend(name: str, *, workers: int | None = None, gpus: tuple[str, ...] = ()) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in names():
+        raise UsageError(f"no backend {name!r}{near(name, names())}")
+    module = importlib.import_module(f"fractal_k8s.backends.{name}")
+    backend: Backend = module.open_backend(workers=workers, gpus=gpus)
+    return backend

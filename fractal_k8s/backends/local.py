@@ -1,0 +1,269 @@
+"""Shards as child processes of this machine, one per GPU or core.
+
+A child is the same program with the same arguments as a pod's. It reports each point through a
+pipe, and ends by itself when its launcher is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from fractal_k8s.backends import Listener, Status, Work
+from fractal_k8s.errors import (
+    EXIT_COMPLETE,
+    EXIT_CORRUPT,
+    EXIT_SETTINGS,
+    CorruptError,
+    FractalError,
+    UsageError,
+)
+from fractal_k8s.worker import PointEvent
+
+# Environment through which a child learns of its launcher.
+EVENTS_FD: Final = "FRACTAL_K8S_EVENTS_FD"
+PARENT_PID: Final = "FRACTAL_K8S_PARENT_PID"
+
+_MAX_ATTEMPTS: Final = 3
+_GRACE_SECONDS: Final = 30.0
+
+
+@dataclass
+class _Child:
+    """One attempt at one shard."""
+
+    shard: int
+    slot: int
+    process: subprocess.Popen[bytes]
+    reader: threading.Thread
+
+
+@dataclass
+class _Slots:
+    """Where children may run: a CUDA_VISIBLE_DEVICES value each, or None for a core."""
+
+    devices: list[str | None]
+    free: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.free = list(range(len(self.devices)))[::-1]
+
+
+class LocalRun:
+    """Children being started, watched and started again."""
+
+    def __init__(self, work: Work, listener: Listener, devices: list[str | None]) -> None:
+        self.work = work
+        self.listener = listener
+        self.folder = Path(tempfile.mkdtemp(prefix="fractal-k8s-"))
+        self.plan_file = self.folder / "sweep.json"
+        self.plan_file.write_text(work.plan.to_json())
+        self._slots = _Slots(devices)
+        self._waiting = deque(range(work.num_shards))
+        self._not_before: dict[int, float] = {}
+        self._attempts: dict[int, int] = {}
+        self._children: dict[int, _Child] = {}
+        self._events: queue.SimpleQueue[PointEvent] = queue.SimpleQueue()
+        self._done = 0
+        self._failed: dict[int, str] = {}
+        self._cancelled = False
+
+    def wait(self) -> Status:
+        try:
+            while self._children or (self._waiting and not self._cancelled):
+                self._start_children()
+                self._report(timeout=0.1)
+                self._collect_ended()
+            self._report(timeout=0)
+            return self.status()
+        finally:
+            self._stop_children()
+            self._report(timeout=0)
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def status(self) -> Status:
+        return Status(len(self._waiting), len(self._children), self._done, dict(self._failed))
+
+    def logs(self, shard: int) -> str:
+        path = self.folder / f"{shard}.out"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def cancel(self) -> None:
+        """First call: children flush and end. Second call: they are killed."""
+        number = signal.SIGKILL if self._cancelled else signal.SIGTERM
+        self._cancelled = True
+        for child in list(self._children.values()):
+            child.process.send_signal(number)
+
+    # --- children ---
+
+    def argv(self, shard: int) -> list[str]:
+        """The worker's arguments, the same as a pod's."""
+        options = ["--allow-mixed"] if self.work.allow_mixed else []
+        return [
+            *("worker", "--store", self.work.folder.files.uri),
+            *("--sweep", str(self.plan_file), "--shard", str(shard)),
+            *options,
+        ]
+
+    def _start_children(self) -> None:
+        for _ in range(len(self._waiting)):
+            if self._cancelled or not self._slots.free:
+                return
+            shard = self._waiting.popleft()
+            if self._not_before.get(shard, 0.0) > time.monotonic():
+                self._waiting.append(shard)
+                continue
+            self._start(shard, self._slots.free.pop())
+
+    def _start(self, shard: int, slot: int) -> None:
+        self._attempts[shard] = self._attempts.get(shard, 0) + 1
+        reading, writing = os.pipe()
+        environment = {
+            **os.environ,
+            EVENTS_FD: str(writing),
+            PARENT_PID: str(os.getpid()),
+        }
+        if (device := self._slots.devices[slot]) is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = device
+        with (
+            (self.folder / f"{shard}.out").open("wb") as out,
+            (self.folder / f"{shard}.err").open("wb") as err,
+        ):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fractal_k8s", *self.argv(shard)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=environment,
+                pass_fds=(writing, *self.work.inherited),
+                start_new_session=True,  # a terminal's Ctrl-C reaches the launcher only
+            )
+        os.close(writing)
+        reader = threading.Thread(target=self._read_events, args=(reading,), daemon=True)
+        reader.start()
+        self._children[shard] = _Child(shard, slot, process, reader)
+
+    def _read_events(self, handle: int) -> None:
+        with os.fdopen(handle, "r") as lines:
+            for line in lines:
+                if line.endswith("\n"):  # a killed child may leave half a line
+                    index, state = json.loads(line)
+                    self._events.put(PointEvent(index, state))
+
+    def _report(self, timeout: float) -> None:
+        try:
+            event = self._events.get(timeout=timeout) if timeout else self._events.get_nowait()
+            while True:
+                self.listener(event)
+                event = self._events.get_nowait()
+        except queue.Empty:
+            return
+
+    def _collect_ended(self) -> None:
+        for child in list(self._children.values()):
+            code = child.process.poll()
+            if code is None:
+                continue
+            child.reader.join(timeout=5)
+            del self._children[child.shard]
+            self._slots.free.append(child.slot)
+            self._ended(child.shard, code)
+
+    def _ended(self, shard: int, code: int) -> None:
+        if code == EXIT_COMPLETE:
+            self._done += 1
+            self._failed.pop(shard, None)
+        elif self._cancelled:
+            self._waiting.append(shard)
+        elif code in (EXIT_SETTINGS, EXIT_CORRUPT):
+            raise self._fatal(shard, code)
+        else:
+            self._failed[shard] = self._reason(shard, code)
+            if self._attempts[shard] < _MAX_ATTEMPTS:
+                self._waiting.append(shard)
+                self._not_before[shard] = time.monotonic() + self._attempts[shard]
+
+    def _fatal(self, shard: int, code: int) -> FractalError:
+        kind = UsageError if code == EXIT_SETTINGS else CorruptError
+        return kind(self._last_error(shard) or f"worker {shard} ended with code {code}")
+
+    def _reason(self, shard: int, code: int) -> str:
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+            return f"killed by {name}{hint}"
+        return self._last_error(shard) or f"ended with code {code}"
+
+    def _last_error(self, shard: int) -> str:
+        text = (self.folder / f"{shard}.err").read_text(errors="replace").strip()
+        _, marker, message = text.rpartition("Error: ")
+        return message if marker else text[-2000:]
+
+    def _stop_children(self) -> None:
+        """Ends what still runs: asks, waits, kills."""
+        for child in self._children.values():
+            child.process.terminate()
+        deadline = time.monotonic() + _GRACE_SECONDS
+        for child in self._children.values():
+            try:
+                child.process.wait(timeout=max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+            child.reader.join(timeout=5)
+        self._children.clear()
+
+
+class LocalBackend:
+    """Child processes on this machine."""
+
+    name = "local"
+
+    def __init__(self, workers: int | None = None, gpus: tuple[str, ...] = ()) -> None:
+        seen = gpus or visible_gpus()
+        count = workers or len(seen) or available_cores()
+        self.devices: list[str | None] = [
+            seen[number % len(seen)] if seen else None for number in range(count)
+        ]
+
+    @property
+    def workers(self) -> int:
+        return len(self.devices)
+
+    def submit(self, work: Work, listener: Listener) -> LocalRun:
+        return LocalRun(work, listener, self.devices)
+
+
+def open_backend(workers: int | None = None, gpus: tuple[str, ...] = ()) -> LocalBackend:
+    return LocalBackend(workers, gpus)
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Numbers of the NVIDIA GPUs here, without loading torch."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return tuple(part.strip() for part in chosen.split(",") if part.strip())
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    return tuple(done.stdout.split()) if done.returncode == 0 else ()

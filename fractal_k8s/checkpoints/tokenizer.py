@@ -1,0 +1,108 @@
+"""nanochat's tokenizer: a pickled tiktoken Encoding, opened without running what is in the file."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any, Final
+
+import tiktoken
+
+from fractal_k8s.errors import CorruptError, UsageError
+
+SPECIAL_TOKENS: Final = (
+    "<|bos|>",
+    "<|user_start|>",
+    "<|user_end|>",
+    "<|assistant_start|>",
+    "<|assistant_end|>",
+    "<|python_start|>",
+    "<|python_end|>",
+    "<|output_start|>",
+    "<|output_end|>",
+)
+FILE_NAME: Final = "tokenizer.pkl"
+
+
+class Tokenizer:
+    """Text to ids. Special tokens are found by name: their ids differ between vocabularies."""
+
+    def __init__(self, encoding: tiktoken.Encoding) -> None:
+        self._encoding = encoding
+        self.special = {name: encoding.encode_single_token(name) for name in SPECIAL_TOKENS}
+
+    @property
+    def vocab_size(self) -> int:
+        return self._encoding.n_vocab
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ordinary text: the spelling of a special token in it is just text."""
+        return self._encoding.encode_ordinary(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._encoding.decode(ids)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Reads `tokenizer.pkl` of a folder.
+
+    Raises:
+        UsageError: there is no such file.
+        CorruptError: it is damaged, or holds anything but a tiktoken Encoding.
+    """
+    path = folder / FILE_NAME
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read tokenizer {path}: {error.strerror}") from None
+    return tokenizer_from_bytes(data, source=str(path))
+
+
+def tokenizer_from_bytes(data: bytes, *, source: str) -> Tokenizer:
+    try:
+        pickled = _EncodingUnpickler(io.BytesIO(data)).load()
+    except _RefusedError as error:
+        raise CorruptError(
+            f"{source}: refers to {error}, a tokenizer may hold a tiktoken Encoding only; "
+            "do not open this file with anything else"
+        ) from None
+    except Exception as error:  # a damaged pickle can raise almost anything
+        raise CorruptError(f"{source}: damaged or not a pickled tokenizer ({error})") from None
+    if not isinstance(pickled, _PickledEncoding):
+        raise CorruptError(f"{source}: holds a {type(pickled).__name__}, not a tokenizer")
+    return Tokenizer(_build(pickled.state, source))
+
+
+def _build(state: Any, source: str) -> tiktoken.Encoding:
+    kinds = {"name": str, "pat_str": str, "mergeable_ranks": dict, "special_tokens": dict}
+    if not isinstance(state, dict) or any(
+        not isinstance(state.get(key), kind) for key, kind in kinds.items()
+    ):
+        raise CorruptError(f"{source}: not a tokenizer: lacks one of {', '.join(kinds)}")
+    if missing := [name for name in SPECIAL_TOKENS if name not in state["special_tokens"]]:
+        raise CorruptError(f"{source}: not nanochat's tokenizer: lacks {', '.join(missing)}")
+    try:
+        return tiktoken.Encoding(**{key: state[key] for key in kinds})
+    except Exception as error:  # tiktoken raises whatever its Rust core does
+        raise CorruptError(f"{source}: tiktoken does not accept it ({error})") from None
+
+
+class _RefusedError(Exception):
+    """The pickle asked for a class that is not on the list."""
+
+
+class _PickledEncoding:
+    """Stands in for tiktoken.core.Encoding while unpickling: keeps the state, builds nothing."""
+
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _EncodingUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> type:
+        if (module, name) == ("tiktoken.core", "Encoding"):
+            return _PickledEncoding
+        raise _RefusedError(f"{module}.{name}")

@@ -1,0 +1,106 @@
+"""The command line: parse, call one function, print text or JSON.
+
+Commands are loaded when they are used, so that `--help` imports nothing but click.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, Final
+
+import click
+
+from fractal_k8s import __version__
+from fractal_k8s.errors import FractalError
+
+# name -> what `--help` says of it; the command is `command` in the module cli/<name>.py.
+# A test compares the texts with the commands' own.
+COMMANDS: Final = {
+    "launch": "Train every missing point of a sweep and draw its map.",
+    "resume": "Train what is missing or failed of a stored sweep.",
+    "plan": "Say what a sweep would take, before anything is spent.",
+    "status": "Show how far a sweep is.",
+    "list": "List the sweeps of a store.",
+    "logs": "Show what was logged about a sweep's points.",
+    "analyze": "Measure a map: dimension of its edge, shares, states.",
+    "report": "Draw the figures and the web page again.",
+    "presets": "List the sweeps that come with fractal-k8s.",
+    "show": "Print a sweep file: of a stored sweep or of a preset.",
+    "worker": "Train one shard; what a pod and a child process run.",
+    "completion": "Print the script that completes commands in your shell.",
+}
+
+
+class _Translated(click.ClickException):
+    """One of our errors as click shows it."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance
+
+
+class _Group(click.Group):
+    """Loads commands on demand and is the one place where errors become messages."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"fractal_k8s.cli.{name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from fractal_k8s.cli.common import near_command
+
+            raise click.UsageError(f"no command {args[0]!r}{near_command(args[0], list(COMMANDS))}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FractalError as error:
+            if ctx.meta.get("debug"):
+                raise
+            as_worker = ctx.invoked_subcommand == "worker"
+            code = error.worker_code if as_worker else error.exit_code
+            raise _Translated(str(error), code) from None
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if ctx.meta.get("debug"):
+                raise
+            raise _Translated(
+                f"unexpected {type(error).__name__}: {error}; this is a bug, "
+                "run the command again with --debug for the traceback",
+                1,
+            ) from error
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="fractal-k8s")
+def main() -> None:
+    """Map where training a model works and where it breaks.
+
+    A sweep trains a model at every point of a two-dimensional grid of hyperparameters, colours each
+    point by what happened, and measures how rough the edge is.
+
+    \b
+        fractal-k8s launch --preset tanh --res 128
+        fractal-k8s report tanh --open
+    """
+    if sys.stdout.encoding and "utf" not in sys.stdout.encoding.lower():
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -1,0 +1,109 @@
+"""`fractal-k8s analyze`: the numbers of a map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fractal_k8s.cli.common import (
+    Command,
+    echo_json,
+    json_option,
+    mixed_option,
+    open_store,
+    store_option,
+    summary_lines,
+)
+from fractal_k8s.errors import IncompleteError, UsageError
+
+_METHODS = ("windows", "published", "aligned")
+
+
+@click.command(cls=Command)
+@click.argument("sweep_id", metavar="[ID]", required=False)
+@click.option(
+    "--mask",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A picture instead of a sweep: .npy (boolean, or 0 and 1) or a two-colour image.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(_METHODS),
+    default="windows",
+    show_default=True,
+    help="How the dimension is measured; published is the public code's, for comparison only.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="verdict.KEY=VALUE",
+    help="Judge by another rule, such as verdict.threshold=0.9. Needs no training.",
+)
+@click.option("--partial", is_flag=True, help="Accept a map with missing or failed points.")
+@mixed_option
+@store_option
+@json_option
+def command(
+    sweep_id: str | None,
+    mask: Path | None,
+    method: str,
+    settings: tuple[str, ...],
+    partial: bool,
+    allow_mixed: bool,
+    store_uri: str,
+    as_json: bool,
+) -> None:
+    """Measure a map: dimension of its edge, shares, states.
+
+    \b
+        fractal-k8s analyze tanh --json
+        fractal-k8s analyze --mask map.npy --method published
+    """
+    if (sweep_id is None) == (mask is None):
+        raise click.UsageError("give the ID of a sweep, or --mask FILE")
+    if mask is not None:
+        if settings:
+            raise click.UsageError("--set needs a sweep: a mask has its verdicts already")
+        summary = _of_mask(mask, method)
+    else:
+        assert sweep_id is not None  # one of the two was given
+        summary = _of_sweep(sweep_id, store_uri, method, settings, allow_mixed)
+    if as_json:
+        echo_json(summary)
+    else:
+        click.echo(str(summary.get("sweep", mask)))
+        click.echo("\n".join(summary_lines(summary)))
+    if summary["coverage"] < 1 and not partial:
+        raise IncompleteError(
+            f"only {summary['coverage']:.1%} of the points have a verdict; the numbers above are "
+            "of those only. Train the rest with fractal-k8s resume, or accept them with --partial"
+        )
+
+
+def _of_mask(path: Path, method: str) -> dict[str, Any]:
+    from fractal_k8s.analysis.summary import summarise_mask
+    from fractal_k8s.report.picture import read_mask
+
+    labels, known = read_mask(path)
+    return {"mask": str(path), **summarise_mask(labels, known, method=method)}
+
+
+def _of_sweep(
+    sweep_id: str, store_uri: str, method: str, settings: tuple[str, ...], allow_mixed: bool
+) -> dict[str, Any]:
+    from fractal_k8s.aggregate import read_grid
+    from fractal_k8s.analysis.summary import summarise
+    from fractal_k8s.sweep.load import resolve
+
+    folder, plan = open_store(store_uri).plan(sweep_id)
+    if foreign := [text for text in settings if not text.startswith("verdict.")]:
+        raise UsageError(
+            f"{foreign[0]!r} would need new training; analyze can only change verdict.* keys"
+        )
+    rule = resolve(plan.sweep.to_dict(), settings=settings, source=plan.sweep.id).verdict
+    grid = read_grid(folder, plan, rule=rule, allow_mixed=allow_mixed)
+    return summarise(grid, method=method)

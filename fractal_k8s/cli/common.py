@@ -1,0 +1,212 @@
+"""What several commands share: options, the way a sweep is named, and output."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from fractal_k8s.results.store import Store
+    from fractal_k8s.sweep.definition import Sweep
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_STORE: Final = "./runs"
+DEFAULT_PRESET: Final = "docvqa-d20"
+
+
+class Command(click.Command):
+    """A command of ours: every one takes --debug."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(
+                ["--debug"],
+                is_flag=True,
+                expose_value=False,
+                callback=_remember_debug,
+                is_eager=True,
+                help="Show tracebacks.",
+            )
+        )
+
+
+def _remember_debug(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta["debug"] = True
+
+
+def near_command(name: str, known: list[str]) -> str:
+    match = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {match[0]!r}?" if match else f"; known: {', '.join(known)}"
+
+
+# --- options ---
+
+
+def store_option(function: F) -> F:
+    return click.option(
+        "--store",
+        "store_uri",
+        default=DEFAULT_STORE,
+        show_default=True,
+        envvar="FRACTAL_K8S_STORE",
+        show_envvar=True,
+        metavar="URI",
+        help="Where outcomes are kept: a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.",
+    )(function)
+
+
+def json_option(function: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def mixed_option(function: F) -> F:
+    return click.option(
+        "--allow-mixed",
+        is_flag=True,
+        help="Accept points that were trained in different numerics classes as one map.",
+    )(function)
+
+
+class Resolution(click.ParamType[Any]):
+    """`128`, or rows and columns as `64x128`."""
+
+    name = "resolution"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | tuple[int, int]:
+        match = re.fullmatch(r"(\d+)(?:[x,](\d+))?", str(value))
+        if match is None:
+            self.fail(f"{value!r} is neither a number nor ROWSxCOLUMNS, such as 64x128", param, ctx)
+        rows, columns = match.groups()
+        return int(rows) if columns is None else (int(rows), int(columns))
+
+
+def sweep_options(function: F) -> F:
+    """A sweep file or a preset, and what to change about it."""
+    decorators = [
+        click.argument(
+            "sweep_file", required=False, type=click.Path(path_type=Path), metavar="[SWEEP.toml]"
+        ),
+        click.option("--preset", metavar="NAME", help="A sweep that comes with fractal-k8s."),
+        click.option(
+            "--res", "resolution", type=Resolution(), metavar="N|RxC", help="Points per axis."
+        ),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Change a key of the sweep, such as training.tokens=4000. Repeatable.",
+        ),
+        click.option("--checkpoint", metavar="DIR", help="Folder with the weights to start from."),
+        click.option("--dataset", metavar="REF", help="Data, as in conversations:FILE.jsonl."),
+        click.option("--name", metavar="NAME", help="Another name for the sweep."),
+    ]
+    for decorator in reversed(decorators):
+        function = decorator(function)
+    return function
+
+
+def read_sweep(
+    sweep_file: Path | None,
+    preset: str | None,
+    *,
+    resolution: int | tuple[int, int] | None,
+    settings: tuple[str, ...],
+    checkpoint: str | None,
+    dataset: str | None,
+    name: str | None,
+) -> Sweep:
+    """The sweep that the options of `sweep_options` describe."""
+    from fractal_k8s.sweep.load import parse_text, preset_text, read_raw, resolve
+
+    if sweep_file is not None and preset is not None:
+        raise click.UsageError("give a sweep file or --preset, not both")
+    if sweep_file is not None:
+        raw, source = read_raw(sweep_file), str(sweep_file)
+    else:
+        preset = preset or DEFAULT_PRESET
+        raw, source = parse_text(preset_text(preset), source=preset), f"preset {preset}"
+    return resolve(
+        raw,
+        settings=settings,
+        resolution=resolution,
+        overrides={
+            "checkpoint": checkpoint and str(Path(checkpoint).expanduser().absolute()),
+            "dataset": dataset and _absolute_dataset(dataset),
+            "name": name,
+        },
+        source=source,
+    )
+
+
+def _absolute_dataset(reference: str) -> str:
+    """The reference with its file's whole path: workers may run in another folder."""
+    kind, separator, file = reference.partition(":")
+    return f"{kind}:{Path(file).expanduser().absolute()}" if separator and file else reference
+
+
+def open_store(store_uri: str) -> Store:
+    from fractal_k8s.results.store import Store
+
+    return Store(store_uri)
+
+
+# --- output ---
+
+
+def echo_json(content: Any) -> None:
+    click.echo(json.dumps(content, indent=2, allow_nan=False))
+
+
+def duration(seconds: float) -> str:
+    """A time span to two units: "4.2 s", "3 min 20 s", "5 h 2 min", "3 d 4 h"."""
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    for large, small, size, unit in (("min", "s", 60, 1), ("h", "min", 3600, 60)):
+        if seconds < size * (60 if size == 60 else 24):
+            whole, rest = divmod(seconds, size)
+            return f"{int(whole)} {large} {int(rest // unit)} {small}"
+    days, rest = divmod(seconds, 86400)
+    return f"{int(days)} d {int(rest // 3600)} h"
+
+
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """A map's numbers for a terminal."""
+    counts = summary.get("counts", {})
+    rows, columns = summary["resolution"]
+    lines = [f"{rows} x {columns} points, {summary['coverage']:.1%} with a verdict"]
+    if counts:
+        parts = [f"{count:,} {name}" for name, count in reversed(counts.items()) if count]
+        lines.append("  " + ", ".join(parts))
+    if summary["trainable_fraction"] is not None:
+        lines.append(f"  trainable fraction {summary['trainable_fraction']:.4f}")
+    lines.append(f"  boundary pixels {summary['boundary_pixels']:,}")
+    if summary["dimension"] is None:
+        lines.append(f"  edge dimension: none ({summary['reason']})")
+    else:
+        sizes = f"{min(summary['box_sizes'])}..{max(summary['box_sizes'])}"
+        text = (
+            f"  edge dimension {summary['dimension']:.4f}  (boxes of {sizes}, {summary['method']}"
+        )
+        if summary["half_slopes"]:
+            small, large = summary["half_slopes"]
+            text += f"; smaller boxes {small:.3f}, larger {large:.3f}"
+        lines.append(text + ")")
+    if summary.get("biased_points"):
+        lines.append(
+            f"  {summary['biased_points']:,} points have so few steps that the verdict's window of "
+            f"{summary['verdict']['window']} losses holds the first loss"
+        )
+    lines += [f"  problem: {problem}" for problem in summary.get("problems", [])]
+    return lines

@@ -1,0 +1,56 @@
+"""`fractal-k8s list`: the sweeps of a store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fractal_k8s.cli.common import Command, echo_json, json_option, open_store, store_option
+
+
+@click.command(cls=Command)
+@store_option
+@json_option
+def command(store_uri: str, as_json: bool) -> None:
+    """List the sweeps of a store."""
+    store = open_store(store_uri)
+    rows = [_row(store, sweep_id) for sweep_id in store.sweep_ids()]
+    if as_json:
+        echo_json(rows)
+        return
+    if not rows:
+        click.echo(f"no sweeps in {store.uri}; start one with: fractal-k8s launch --preset tanh")
+        return
+    width = max(len(row["sweep"]) for row in rows)
+    for row in rows:
+        dimension = "" if row["dimension"] is None else f"D {row['dimension']:.3f}"
+        size = "{} x {}".format(*row["resolution"])
+        click.echo(
+            f"{row['sweep']:<{width}}  {size:>11}  {row['state']:<11} {row['known']:>9,} points  "
+            f"{row['y']} x {row['x']}  {dimension}".rstrip()
+        )
+
+
+def _row(store: Any, sweep_id: str) -> dict[str, Any]:
+    from fractal_k8s.aggregate import read_grid
+    from fractal_k8s.results.lock import is_locked
+
+    folder, plan = store.plan(sweep_id)
+    sweep = plan.sweep
+    summary = folder.read_summary()
+    complete = bool(summary and summary["complete"])
+    known = (
+        sweep.num_points if complete else int(read_grid(folder, plan, allow_mixed=True).known.sum())
+    )
+    running = is_locked(folder)
+    state = "complete" if known == sweep.num_points else "running" if running else "partial"
+    return {
+        "sweep": sweep_id,
+        "resolution": [sweep.rows, sweep.columns],
+        "y": sweep.y_knob.name,
+        "x": sweep.x_knob.name,
+        "state": state,
+        "known": known,
+        "dimension": summary["dimension"] if summary else None,
+    }

@@ -1,0 +1,48 @@
+"""`fractal-k8s resume`: what is missing or failed of a stored sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fractal_k8s.cli.common import Command, json_option, mixed_option, open_store, store_option
+from fractal_k8s.cli.training import training_options
+
+
+@click.command(cls=Command)
+@click.argument("sweep_id", metavar="ID")
+@click.option("--checkpoint", metavar="DIR", help="Where the same weights are on this machine.")
+@click.option("--dataset", metavar="REF", help="Where the same data are on this machine.")
+@store_option
+@training_options
+@mixed_option
+@json_option
+def command(
+    sweep_id: str,
+    checkpoint: str | None,
+    dataset: str | None,
+    store_uri: str,
+    allow_mixed: bool,
+    as_json: bool,
+    **training: Any,
+) -> None:
+    """Train what is missing or failed of a stored sweep.
+
+    ID may be the start of a sweep's id. A sweep that was begun elsewhere can be finished here:
+    weights and data are recognised by their content, wherever they lie.
+    """
+    from fractal_k8s.cli.training import train_and_report
+    from fractal_k8s.sweep.definition import Sweep
+
+    store = open_store(store_uri)
+    _, plan = store.plan(sweep_id)
+    raw = plan.sweep.to_dict()
+    if checkpoint is not None:
+        raw["checkpoint"] = str(Path(checkpoint).expanduser().absolute())
+    if dataset is not None:
+        kind, _, file = dataset.partition(":")
+        raw["dataset"] = f"{kind}:{Path(file).expanduser().absolute()}"
+    sweep = Sweep.parse(raw, source=plan.sweep.id)
+    train_and_report(sweep, store, allow_mixed=allow_mixed, as_json=as_json, **training)

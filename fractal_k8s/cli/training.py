@@ -1,0 +1,155 @@
+"""What `launch` and `resume` share: where to train, how to stop, what to print at the end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from fractal_k8s.cli.common import echo_json, summary_lines
+from fractal_k8s.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, IncompleteError
+
+if TYPE_CHECKING:
+    from fractal_k8s.aggregate import Aggregation
+    from fractal_k8s.backends import Run
+    from fractal_k8s.results.store import Store
+    from fractal_k8s.sweep.definition import Sweep
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def training_options(function: F) -> F:
+    decorators = [
+        click.option(
+            "--workers",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Processes at once. Default: one per GPU, else one per core.",
+        ),
+        click.option("--gpus", metavar="0,1", help="GPUs to use, one worker on each in turn."),
+        click.option(
+            "--points-per-index",
+            "points_per_shard",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Points per shard. Default: the missing ones spread over the workers.",
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice(["local", "inline"]),
+            default="local",
+            show_default=True,
+            help="Child processes, or this process (for debugging).",
+        ),
+    ]
+    for decorator in reversed(decorators):
+        function = decorator(function)
+    return function
+
+
+def train_and_report(
+    sweep: Sweep,
+    store: Store,
+    *,
+    allow_mixed: bool,
+    as_json: bool,
+    workers: int | None,
+    gpus: str | None,
+    points_per_shard: int | None,
+    backend: str,
+) -> None:
+    """Trains what is missing of a sweep, writes its summary and prints where it is."""
+    from rich.console import Console
+
+    from fractal_k8s import controller
+    from fractal_k8s.backends import open_backend
+    from fractal_k8s.cli.display import make_display
+
+    chosen = tuple(part.strip() for part in (gpus or "").split(",") if part.strip())
+    place = open_backend(backend, workers=workers, gpus=chosen)
+    count = int(getattr(place, "workers", 1))
+    launch = controller.prepare(
+        sweep, store, workers=count, points_per_shard=points_per_shard, allow_mixed=allow_mixed
+    )
+    console = Console(stderr=as_json)
+    if not launch.missing:
+        console.print(
+            f"{launch.sweep.id}: every point is stored, nothing to train", highlight=False
+        )
+        _print_result(_summarise(launch), as_json)
+        return
+    stop = _Stop()
+    with stop.on_signals():
+        status = controller.train(launch, place, make_display(console), started=stop.watch)
+    if stop.number is not None:
+        _stopped(launch, stop.number, console)
+    done = controller.finish(launch, status)
+    _print_result(done, as_json)
+
+
+def _summarise(launch: Any) -> Aggregation:
+    from fractal_k8s.aggregate import aggregate
+
+    return aggregate(launch.folder, launch.plan, allow_mixed=launch.allow_mixed)
+
+
+def _stopped(launch: Any, number: int, console: Any) -> None:
+    from fractal_k8s.aggregate import read_grid
+
+    grid = read_grid(launch.folder, launch.plan, allow_mixed=True)
+    kept = int(grid.known.sum())
+    console.print(
+        f"stopped: {kept:,} of {grid.states.size:,} points are kept in {launch.folder.where()}\n"
+        f"continue with: fractal-k8s resume {launch.sweep.id}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    sys.exit(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED)
+
+
+def _print_result(done: Aggregation, as_json: bool) -> None:
+    if as_json:
+        echo_json({**done.summary, "files": done.written})
+    else:
+        click.echo(done.summary["sweep"])
+        click.echo("\n".join(summary_lines(done.summary)))
+        click.echo(f"picture  {done.written['map.png']}")
+        click.echo(f"colours  {done.written['measure.png']}")
+        click.echo(f"page     {done.written['report.html']}")
+    if not done.summary["complete"]:
+        raise IncompleteError(f"{done.summary['sweep']} is not complete")
+
+
+class _Stop:
+    """Ctrl-C and SIGTERM: the first cancels the run cleanly, the second kills its workers."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._run: Run | None = None
+
+    def watch(self, run: Run) -> None:
+        self._run = run
+        if self.number is not None:  # the signal came before there was a run
+            run.cancel()
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        previous = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        if self._run is not None:
+            self._run.cancel()

@@ -1,0 +1,96 @@
+"""Every exception of the package and the exit code each one means.
+
+    FractalError                     1
+    ├── UsageError                   2   what was asked for cannot be: unknown name, missing file
+    │   └── SweepError               2   the sweep is wrong; every problem at once, one a line
+    ├── CorruptError                65   weights, tokenizer or data are not what they claim to be
+    ├── StoreError                   2   the store cannot be read or written
+    │   └── ConflictError            2   the store holds something else under the same name
+    ├── IncompleteError              1   the sweep ended with points missing or failed
+    ├── HungError                   70   no training step for too long
+    └── RetryError                  75   trouble that may pass: device, hub, network
+
+A person's command exits with `exit_code`. A worker exits with `worker_code`, which a Job's
+podFailurePolicy matches: 64 and 65 mean "wrong for every shard, stop the Job", anything else
+means "this shard may be tried again" (after sysexits.h: 64 usage, 65 data, 70 software,
+75 temporary failure).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Final
+
+EXIT_COMPLETE: Final = 0
+EXIT_SETTINGS: Final = 64
+EXIT_CORRUPT: Final = 65
+EXIT_HUNG: Final = 70
+EXIT_RETRY: Final = 75
+EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as a shell reports it
+EXIT_TERMINATED: Final = 143  # 128 + SIGTERM, after a clean flush
+
+
+class FractalError(Exception):
+    """Base of everything this package raises on purpose: one sentence, cause and next step."""
+
+    exit_code: ClassVar[int] = 1
+    worker_code: ClassVar[int] = EXIT_RETRY
+
+
+class UsageError(FractalError):
+    """What was asked for cannot be done as asked."""
+
+    exit_code = 2
+    worker_code = EXIT_SETTINGS
+
+
+class SweepError(UsageError):
+    """A sweep that is wrong. Holds every problem found, each as `path: what is wrong`."""
+
+    def __init__(self, problems: Sequence[str], *, source: str = "sweep") -> None:
+        self.problems = tuple(problems)
+        self.source = source
+        head = (
+            f"{source}: "
+            if len(self.problems) == 1
+            else f"{source}: {len(self.problems)} problems\n  "
+        )
+        super().__init__(head + "\n  ".join(self.problems))
+
+
+class CorruptError(FractalError):
+    """Weights, tokenizer or data that are damaged, truncated or belong to something else."""
+
+    exit_code = EXIT_CORRUPT
+    worker_code = EXIT_CORRUPT
+
+
+class StoreError(FractalError):
+    """The store cannot be reached, read or written."""
+
+    exit_code = 2
+    worker_code = EXIT_RETRY
+
+
+class ConflictError(StoreError):
+    """The store already holds a different thing under this name, or someone else is writing it."""
+
+    worker_code = EXIT_SETTINGS
+
+
+class IncompleteError(FractalError):
+    """The sweep ended, but not every point has an outcome."""
+
+
+class HungError(FractalError):
+    """No training step was finished for longer than the watchdog allows."""
+
+    exit_code = EXIT_HUNG
+    worker_code = EXIT_HUNG
+
+
+class RetryError(FractalError):
+    """Trouble that has nothing to do with the point and may be gone on the next attempt."""
+
+    exit_code = EXIT_RETRY
+    worker_code = EXIT_RETRY

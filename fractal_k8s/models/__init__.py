@@ -1,0 +1,1 @@
+"""One file per model. Models know nothing of sweeps, stores or Kubernetes."""

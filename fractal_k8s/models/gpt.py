@@ -1,0 +1,240 @@
+"""nanochat's GPT (karpathy/nanochat at 8f979a8, nanochat/gpt.py), compatible weight for weight.
+
+What is unlike a textbook transformer:
+
+- RMSNorm without weights, right after the embedding too, and over each head's q and k.
+- Rotary embedding turns by minus theta, pairs (k, k + head_dim / 2), and comes before the q/k norm.
+  Its tables are bfloat16 whatever the dtype of the rest.
+- relu squared in the MLP, no biases, untied head, logits capped at +-15 by tanh.
+- The vocabulary is padded to a multiple of 64; the padding's logits are cut off.
+
+The residual stream has the compute dtype whatever the torch version: the norm is computed in
+float32 and cast back, and no autocast is used, whose op lists differ between releases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SOFTCAP: Final = 15.0
+_ROPE_BASE: Final = 10_000.0
+_ROPE_FACTOR: Final = 10  # tables reach this many times sequence_len
+_VOCAB_MULTIPLE: Final = 64
+_NORM_EPS: Final = 1.1920928955078125e-07  # float32's machine epsilon, also under bfloat16
+IGNORED_LABEL: Final = -1
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Shape of the model; the field names are the keys of a checkpoint's `model_config`."""
+
+    sequence_len: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_kv_head: int
+    n_embd: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+
+    @property
+    def max_positions(self) -> int:
+        return self.sequence_len * _ROPE_FACTOR
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in fields(cls))
+
+    def problem(self) -> str | None:
+        """Why no model can have this shape, or None."""
+        if any(getattr(self, name) < 1 for name in self.field_names()):
+            return "every size must be at least 1"
+        if self.n_embd % self.n_head or self.head_dim % 2:
+            return f"n_embd {self.n_embd} is not n_head {self.n_head} times an even number"
+        if self.n_head % self.n_kv_head:
+            return f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}"
+        return None
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """x / rms(x) over the last dimension, computed in float32, in x's dtype."""
+    return F.rms_norm(x.float(), (x.size(-1),), eps=_NORM_EPS).to(x.dtype)
+
+
+def linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """The product in x's dtype; the layer's weights stay in theirs."""
+    return F.linear(x, layer.weight.to(x.dtype))
+
+
+def rotary_tables(positions: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """cos and sin, bfloat16, each of shape (positions, 1, head_dim / 2)."""
+    channel = torch.arange(0, head_dim, 2, dtype=torch.float32)
+    frequency = 1.0 / (_ROPE_BASE ** (channel / head_dim))
+    angle = torch.outer(torch.arange(positions, dtype=torch.float32), frequency)[:, None, :]
+    return angle.cos().bfloat16(), angle.sin().bfloat16()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x (B, T, heads, head_dim) with tables of shape (T, 1, head_dim / 2)."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and normalised queries and keys."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.grouped = config.n_kv_head != config.n_head
+        query, key = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
+        self.c_q = nn.Linear(config.n_embd, query, bias=False)
+        self.c_k = nn.Linear(config.n_embd, key, bias=False)
+        self.c_v = nn.Linear(config.n_embd, key, bias=False)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(B, T, n_embd) -> (B, T, n_embd)."""
+        q, k, v = (
+            linear(x, layer).view(*x.shape[:2], -1, self.head_dim)  # B, T, heads, head_dim
+            for layer in (self.c_q, self.c_k, self.c_v)
+        )
+        q, k = (rms_norm(rotate(part, cos, sin)) for part in (q, k))
+        attended = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            is_causal=True,
+            enable_gqa=self.grouped,
+        )
+        return linear(attended.transpose(1, 2).flatten(2), self.c_proj)
+
+
+class FeedForward(nn.Module):
+    """Two layers with relu squared between them."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, n_embd) -> (B, T, n_embd)."""
+        return linear(F.relu(linear(x, self.c_fc)).square(), self.c_proj)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each on the normalised residual stream."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.attn = Attention(config)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.attn(rms_norm(x), cos, sin)
+        out: Tensor = x + self.mlp(rms_norm(x))
+        return out
+
+
+class GPT(nn.Module):
+    """The whole model; the names of its parameters are those in nanochat's checkpoints."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: GPTConfig, *, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = compute_dtype
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.padded_vocab_size, config.n_embd),
+                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            }
+        )
+        self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        cos, sin = rotary_tables(config.max_positions, config.head_dim)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    @classmethod
+    def from_weights(
+        cls, config: GPTConfig, weights: dict[str, Tensor], *, compute_dtype: torch.dtype
+    ) -> GPT:
+        """A model around given weights, in their own dtypes, without initialising any.
+
+        Raises:
+            RuntimeError: a tensor is missing, left over, or of another shape.
+        """
+        with torch.device("meta"):
+            model = cls(config, compute_dtype=compute_dtype)
+        model.load_state_dict(weights, strict=True, assign=True)
+        model.cos, model.sin = rotary_tables(config.max_positions, config.head_dim)
+        return model
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        blocks = self.transformer["h"]
+        assert isinstance(blocks, nn.ModuleList)  # as the constructor made it
+        return blocks
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Normalised final residual stream of ids (B, T), shape (B, T, n_embd), compute dtype."""
+        length = ids.size(1)
+        if length > self.config.max_positions:
+            raise ValueError(
+                f"{length} positions, the rotary tables have {self.config.max_positions}"
+            )
+        cos, sin = self.cos[:length], self.sin[:length]
+        x = rms_norm(self.transformer["wte"](ids).to(self.compute_dtype))
+        for block in self.blocks:
+            x = block(x, cos, sin)
+        return rms_norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 logits capped at +-15. (..., n_embd) -> (..., vocab_size)."""
+        raw = linear(hidden, self.lm_head)[..., : self.config.vocab_size].float()
+        return SOFTCAP * torch.tanh(raw / SOFTCAP)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits of ids (B, T): shape (B, T, vocab_size), float32."""
+        return self.logits(self.hidden(ids))
+
+    def loss(self, ids: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy over the labels that are not -1, in nats. Both (B, T)."""
+        return F.cross_entropy(
+            self.logits(self.hidden(ids)).flatten(0, 1),
+            labels.flatten(),
+            ignore_index=IGNORED_LABEL,
+        )
+
+
+def config_from_dict(raw: dict[str, Any]) -> GPTConfig:
+    """The config in a checkpoint's `model_config`.
+
+    Raises:
+        ValueError: a key is missing, unknown or not a whole number, or no model has that shape.
+    """
+    names = GPTConfig.field_names()
+    if missing := [name for name in names if name not in raw]:
+        raise ValueError(f"lacks {', '.join(missing)}")
+    if unknown := sorted(set(raw) - set(names)):
+        raise ValueError(f"has unknown keys {', '.join(unknown)}")
+    if wrong := [name for name in names if type(raw[name]) is not int]:
+        raise ValueError(f"{wrong[0]} is {raw[wrong[0]]!r}, not a whole number")
+    config = GPTConfig(**raw)
+    if reason := config.problem():
+        raise ValueError(reason)
+    return config

@@ -1,0 +1,1 @@
+"""Numbers -> figures and the self-contained web page."""

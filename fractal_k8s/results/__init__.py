@@ -1,0 +1,1 @@
+"""The contract between workers and analysis: outcome, verdict, schema, store, grid."""

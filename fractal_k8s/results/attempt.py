@@ -1,0 +1,65 @@
+"""One attempt at a shard: it owns two objects, outcomes and log, and rewrites them whole."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from datetime import UTC, datetime
+from typing import Any
+
+from fractal_k8s.results import schema
+from fractal_k8s.results.outcome import Environment, Outcome
+from fractal_k8s.results.store import SweepStore
+from fractal_k8s.sweep.definition import Sweep
+
+
+class Attempt:
+    """Collects outcomes and writes all of them at each flush."""
+
+    def __init__(
+        self, folder: SweepStore, sweep: Sweep, shard: str, environment: Environment
+    ) -> None:
+        now = datetime.now(UTC)
+        self.name = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+        self.folder = folder
+        self.sweep = sweep
+        self.shard = shard
+        self.environment = environment
+        self.outcomes: list[Outcome] = []
+        self._times: list[datetime] = []
+        self._log: list[str] = []
+        self._flushed = 0
+
+    def add(self, outcome: Outcome, line: dict[str, Any]) -> None:
+        """Takes one outcome and its log line (plain data; time, shard and attempt are added)."""
+        now = datetime.now(UTC)
+        self.outcomes.append(outcome)
+        self._times.append(now)
+        stamp = {"time": now.isoformat(timespec="milliseconds")}
+        self._log.append(
+            json.dumps({**stamp, "shard": self.shard, "attempt": self.name, **_jsonable(line)})
+        )
+
+    def flush(self) -> None:
+        """Writes what has been added so far; does nothing when nothing is new.
+
+        Raises:
+            StoreError: the store refused; nothing in it was damaged, and a later flush writes all.
+        """
+        count = len(self.outcomes)
+        if count == self._flushed:
+            return
+        table = schema.to_table(self.sweep, self.outcomes, self._times, self.environment)
+        log = ("\n".join(self._log) + "\n").encode()
+        files = self.folder.files
+        files.put(self.folder.log_key(self.shard, self.name), log)
+        files.put(self.folder.outcome_key(self.shard, self.name), schema.to_bytes(table))
+        self._flushed = count
+
+
+def _jsonable(line: dict[str, Any]) -> dict[str, Any]:
+    """Non-finite numbers as text: JSON has none."""
+    return {
+        key: repr(value) if isinstance(value, float) and value - value != 0 else value
+        for key, value in line.items()
+    }

@@ -1,0 +1,295 @@
+"""Files under one root, local or in object storage, with the one write the store needs: atomic put.
+
+A reader sees the old content of a key, or the new, or none; never a part. On a local disk that is
+a temporary file and a rename, in object storage a single PUT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import parse_qs, urlsplit
+
+from fractal_k8s.errors import StoreError, UsageError
+
+if TYPE_CHECKING:
+    from pyarrow import fs as pafs
+
+_TEMPORARY: Final = ".writing-"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A stored file: its key below the root, size in bytes, time of the last write in ns."""
+
+    key: str
+    size: int
+    modified_ns: int
+
+
+class Files(Protocol):
+    """What the store asks of a place. Keys are relative, with `/` between parts."""
+
+    uri: str
+
+    def put(self, key: str, data: bytes) -> None: ...
+    def get(self, key: str) -> bytes | None: ...
+    def entries(self, prefix: str) -> list[Entry]: ...
+    def folders(self) -> list[str]: ...
+
+
+def open_files(uri: str) -> Files:
+    """The files at a store URI: a path, `file://`, `s3://bucket/prefix` or `gs://bucket/prefix`.
+
+    Raises:
+        UsageError: the scheme is unknown or the URI has no bucket.
+    """
+    scheme, separator, _ = uri.partition("://")
+    if not separator:
+        return LocalFiles(Path(uri))
+    if scheme == "file":
+        return LocalFiles(Path(urlsplit(uri).path))
+    if scheme in ("s3", "gs"):
+        return ObjectFiles(uri)
+    raise UsageError(f"store {uri}: unknown scheme {scheme!r}; use a path, s3:// or gs://")
+
+
+class LocalFiles:
+    """A folder on this machine."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+        self.uri = str(self.root)
+
+    def path(self, key: str) -> Path:
+        return self.root / key
+
+    def put(self, key: str, data: bytes) -> None:
+        target = self.root / key
+        with _local_errors("write", target), _new_folders(target.parent):
+            handle, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=target.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.chmod(temporary, 0o666 & ~_umask())
+                os.replace(temporary, target)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
+
+    def get(self, key: str) -> bytes | None:
+        path = self.root / key
+        with _local_errors("read", path):
+            try:
+                return path.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def entries(self, prefix: str) -> list[Entry]:
+        base = self.root / prefix
+        found: list[Entry] = []
+        with _local_errors("list", base):
+            for folder, _, names in os.walk(base, onerror=_raise_unless_missing):
+                for name in names:
+                    if name.startswith(_TEMPORARY):
+                        continue
+                    path = Path(folder, name)
+                    with contextlib.suppress(FileNotFoundError):
+                        stat = path.stat()
+                        key = path.relative_to(self.root).as_posix()
+                        found.append(Entry(key, stat.st_size, stat.st_mtime_ns))
+        return sorted(found, key=lambda entry: entry.key)
+
+    def free_bytes(self) -> int:
+        """Free space where the store is, or will be."""
+        place = next(path for path in (self.root, *self.root.parents) if path.exists())
+        with _local_errors("use", place):
+            return shutil.disk_usage(place).free
+
+    def folders(self) -> list[str]:
+        with _local_errors("list", self.root):
+            try:
+                return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
+            except FileNotFoundError:
+                return []
+
+
+@contextlib.contextmanager
+def _new_folders(folder: Path) -> Iterator[None]:
+    """The folder with its parents; those that had to be made vanish again if the body fails."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+@contextlib.contextmanager
+def _local_errors(verb: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _store_error(verb, str(path), error) from None
+
+
+def _store_error(verb: str, place: str, error: OSError) -> StoreError:
+    advice = {
+        errno.ENOSPC: "the disk is full; free some space",
+        errno.EDQUOT: "the disk quota is used up; free some space",
+        errno.EROFS: "the file system is read-only; choose another --store",
+        errno.EACCES: "permission denied; choose another --store",
+        errno.EPERM: "permission denied; choose another --store",
+        errno.ENOTDIR: "a part of the path is a file; choose another --store",
+        errno.EEXIST: "a part of the path is a file; choose another --store",
+    }
+    reason = advice.get(error.errno or 0, error.strerror or str(error))
+    return StoreError(f"cannot {verb} {place}: {reason}")
+
+
+class ObjectFiles:
+    """A prefix of a bucket, through pyarrow's file systems.
+
+    pyarrow's `from_uri` can set neither virtual addressing nor single-request writes, so the S3
+    file system is built from its parts: query options of the URI (endpoint, region, addressing),
+    then AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_REGION, AWS_DEFAULT_REGION.
+    """
+
+    def __init__(self, uri: str) -> None:
+        parts = urlsplit(uri)
+        if not parts.netloc:
+            raise UsageError(f"store {uri}: names no bucket; write {parts.scheme}://BUCKET/PREFIX")
+        self.uri = uri
+        self.base = (parts.netloc + parts.path).rstrip("/")
+        options = {key: values[-1] for key, values in parse_qs(parts.query).items()}
+        self._fs = _s3(uri, options) if parts.scheme == "s3" else _gcs(uri, options)
+
+    def put(self, key: str, data: bytes) -> None:
+        with (
+            self._errors("write", key),
+            self._fs.open_output_stream(f"{self.base}/{key}", compression=None) as stream,
+        ):
+            stream.write(data)
+
+    def get(self, key: str) -> bytes | None:
+        with self._errors("read", key):
+            try:
+                with self._fs.open_input_stream(f"{self.base}/{key}", compression=None) as stream:
+                    data: bytes = stream.read()
+                    return data
+            except FileNotFoundError:
+                return None
+
+    def entries(self, prefix: str) -> list[Entry]:
+        from pyarrow import fs as pafs
+
+        with self._errors("list", prefix):
+            selector = pafs.FileSelector(
+                f"{self.base}/{prefix}".rstrip("/"), recursive=True, allow_not_found=True
+            )
+            infos = self._fs.get_file_info(selector)
+        files = [info for info in infos if info.type == pafs.FileType.File]
+        entries = [
+            Entry(info.path[len(self.base) + 1 :], info.size, info.mtime_ns or 0) for info in files
+        ]
+        return sorted(entries, key=lambda entry: entry.key)
+
+    def folders(self) -> list[str]:
+        from pyarrow import fs as pafs
+
+        with self._errors("list", ""):
+            infos = self._fs.get_file_info(pafs.FileSelector(self.base, allow_not_found=True))
+        return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+
+    @contextlib.contextmanager
+    def _errors(self, verb: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise StoreError(f"cannot {verb} {self.uri}: no such bucket") from None
+        except OSError as error:
+            text = str(error)
+            advice = (
+                "; check the credentials and their rights on the bucket"
+                if any(
+                    word in text
+                    for word in ("ACCESS_DENIED", "403", "credentials", "INVALID_ACCESS")
+                )
+                else ""
+            )
+            raise StoreError(f"cannot {verb} {self.uri} ({key}): {text}{advice}") from None
+
+
+def _s3(uri: str, options: dict[str, str]) -> pafs.FileSystem:
+    from pyarrow import fs as pafs
+
+    _known_options(uri, options, {"endpoint", "region", "addressing"})
+    environment = os.environ
+    endpoint = (
+        options.get("endpoint")
+        or environment.get("AWS_ENDPOINT_URL_S3")
+        or environment.get("AWS_ENDPOINT_URL")
+    )
+    address = urlsplit(endpoint or "")
+    if endpoint and not address.netloc:
+        address = urlsplit(f"https://{endpoint}")
+    addressing = options.get("addressing") or ("path" if _is_local(address.hostname) else "virtual")
+    if addressing not in ("path", "virtual"):
+        raise UsageError(f"store {uri}: addressing must be path or virtual, got {addressing!r}")
+    region = options.get("region") or environment.get("AWS_REGION")
+    return pafs.S3FileSystem(
+        region=region or environment.get("AWS_DEFAULT_REGION") or "us-east-1",
+        endpoint_override=address.netloc or None,
+        scheme=address.scheme or "https",
+        force_virtual_addressing=bool(endpoint) and addressing == "virtual",
+        allow_delayed_open=True,  # a small write is one PUT instead of a multipart upload
+        background_writes=False,
+    )
+
+
+def _gcs(uri: str, options: dict[str, str]) -> pafs.FileSystem:
+    from pyarrow import fs as pafs
+
+    _known_options(uri, options, {"endpoint"})
+    address = urlsplit(options.get("endpoint", ""))
+    return pafs.GcsFileSystem(
+        endpoint_override=address.netloc or None, scheme=address.scheme or "https"
+    )
+
+
+def _known_options(uri: str, options: dict[str, str], known: set[str]) -> None:
+    if unknown := sorted(set(options) - known):
+        raise UsageError(
+            f"store {uri}: unknown option {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+        )
+
+
+def _is_local(host: str | None) -> bool:
+    """A host without per-bucket names: an address, or this machine."""
+    return host is not None and (
+        host == "localhost" or host.replace(".", "").isdigit() or ":" in host
+    )

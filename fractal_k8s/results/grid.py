@@ -1,0 +1,209 @@
+"""The grid: every point's state and numbers, and which points have no outcome.
+
+A hole stays a hole: nothing here fills, averages or guesses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fractal_k8s.errors import ConflictError
+from fractal_k8s.results import schema
+from fractal_k8s.results.outcome import State, loss_facts
+from fractal_k8s.results.store import Outcomes
+from fractal_k8s.results.verdict import is_stable, is_trainable
+from fractal_k8s.sweep.definition import Sweep
+from fractal_k8s.sweep.rule import VerdictRule
+
+# Codes of the five states of a point, in the order in which they are counted and drawn.
+MISSING: Final = 0
+FAILED: Final = 1
+DIVERGED: Final = 2
+NOT_TRAINABLE: Final = 3
+TRAINABLE: Final = 4
+STATE_NAMES: Final = ("missing", "failed", "diverged", "not trainable", "trainable")
+
+
+@dataclass
+class Grid:
+    """A sweep's results under a verdict rule. All arrays have shape (rows, columns)."""
+
+    sweep: Sweep
+    rule: VerdictRule
+    # code of each point's state, see STATE_NAMES
+    states: npt.NDArray[np.uint8]
+    first_loss: npt.NDArray[np.float64]
+    final_loss: npt.NDArray[np.float64]
+    last_mean_loss: npt.NDArray[np.float64]
+    ratio: npt.NDArray[np.float64]
+    # updates made, and recorded losses
+    steps: npt.NDArray[np.int64]
+    num_losses: npt.NDArray[np.int64]
+    seconds: npt.NDArray[np.float64]
+    # one row per point that has an outcome, by point index; the schema's columns
+    table: pa.Table
+    # rows that disagree with another row of the same point, and objects that could not be read
+    problems: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+
+    @property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """Where the verdict is known: neither missing nor failed."""
+        return np.greater_equal(self.states, DIVERGED)
+
+    @property
+    def trainable(self) -> npt.NDArray[np.bool_]:
+        return np.equal(self.states, TRAINABLE)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the points whose verdict is known."""
+        return float(self.known.mean())
+
+    def counts(self) -> dict[str, int]:
+        numbers = np.bincount(self.states.ravel(), minlength=len(STATE_NAMES))
+        return {name: int(number) for name, number in zip(STATE_NAMES, numbers, strict=True)}
+
+    def point_indexes(self) -> npt.NDArray[np.int64]:
+        """Index of the point of each row of `table`."""
+        return _row_indexes(self.sweep, self.table)
+
+    def losses(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """All loss series end to end, and the offsets of each row of `table` in them."""
+        column = self.table.column("losses").combine_chunks()
+        return column.values.to_numpy(), column.offsets.to_numpy().astype(np.int64)
+
+    def record(self, i: int, j: int) -> dict[str, Any] | None:
+        """Everything stored about a point, or None if it is missing."""
+        rows = np.flatnonzero(self.point_indexes() == i * self.sweep.columns + j)
+        if not len(rows):
+            return None
+        record: dict[str, Any] = self.table.slice(int(rows[0]), 1).to_pylist()[0]
+        return record
+
+
+def build_grid(
+    sweep: Sweep,
+    outcomes: Outcomes,
+    *,
+    rule: VerdictRule | None = None,
+    allow_mixed: bool = False,
+) -> Grid:
+    """The grid of a sweep from everything that is stored about it.
+
+    Of several rows of one point a result (trained or diverged) counts before a failure; results
+    that differ are named in `problems`, and the first by time counts.
+
+    Args:
+        rule: judges instead of the sweep's own rule.
+        allow_mixed: accept points of different numerics classes as one map.
+
+    Raises:
+        ConflictError: the points belong to different numerics classes.
+    """
+    table, problems = _one_row_per_point(sweep, outcomes.table)
+    classes = [str(name) for name in pc.unique(table.column("numerics_class")).to_pylist()]
+    if len(classes) > 1 and not allow_mixed:
+        raise ConflictError(
+            f"{sweep.id}: its points were trained in {len(classes)} numerics classes, which are "
+            f"not one map: {'; '.join(sorted(classes))}. Give --allow-mixed to accept them as one"
+        )
+    rule = rule or sweep.verdict
+    shape = (sweep.rows, sweep.columns)
+    index = _row_indexes(sweep, table)
+
+    def spread(values: npt.ArrayLike, empty: float | int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        full = np.full(sweep.num_points, empty, dtype=dtype)
+        full[index] = values
+        return full.reshape(shape)
+
+    def column(name: str) -> npt.NDArray[np.float64]:
+        return spread(table.column(name).to_numpy(), np.nan, np.float64)
+
+    state = np.array(table.column("state").to_pylist(), dtype=object)
+    ratio, last_mean = _ratios(sweep, rule, table)
+    grid = Grid(
+        sweep=sweep,
+        rule=rule,
+        states=np.zeros(shape, dtype=np.uint8),
+        first_loss=column("first_loss"),
+        final_loss=column("final_loss"),
+        last_mean_loss=spread(last_mean, np.nan, np.float64),
+        ratio=spread(ratio, np.nan, np.float64),
+        steps=spread(table.column("steps").to_numpy(), 0, np.int64),
+        num_losses=spread(pc.list_value_length(table.column("losses")).to_numpy(), 0, np.int64),
+        seconds=spread(table.column("seconds").to_numpy(), 0.0, np.float64),
+        table=table,
+        problems=[*outcomes.problems, *problems],
+        classes=classes,
+    )
+    trained = spread(state == State.TRAINED.value, False, bool)
+    stable = is_stable(trained, grid.final_loss)
+    trainable = is_trainable(rule, stable, grid.ratio, grid.final_loss)
+    grid.states[spread(state == State.FAILED.value, False, bool)] = FAILED
+    grid.states[spread(state == State.DIVERGED.value, False, bool)] = DIVERGED
+    grid.states[trained] = NOT_TRAINABLE
+    grid.states[trained & ~stable] = DIVERGED
+    grid.states[trainable] = TRAINABLE
+    return grid
+
+
+def _row_indexes(sweep: Sweep, table: pa.Table) -> npt.NDArray[np.int64]:
+    """Index of the point of each row, shape (rows of the table,)."""
+    i: npt.NDArray[np.int64] = table.column("i").to_numpy().astype(np.int64)
+    j: npt.NDArray[np.int64] = table.column("j").to_numpy().astype(np.int64)
+    return i * sweep.columns + j
+
+
+def _one_row_per_point(sweep: Sweep, table: pa.Table) -> tuple[pa.Table, list[str]]:
+    """The row that counts of each point, sorted by point; and the disagreements found."""
+    index = _row_indexes(sweep, table)
+    failed = np.array(table.column("state").to_pylist(), dtype=object) == State.FAILED.value
+    times = table.column("time").to_numpy().astype(np.int64)
+    order = np.lexsort((times, failed, index))
+    chosen, first, counts = np.unique(index[order], return_index=True, return_counts=True)
+    problems = []
+    for point, start, count in zip(
+        chosen[counts > 1], first[counts > 1], counts[counts > 1], strict=True
+    ):
+        rows = [int(row) for row in order[start : start + count] if not failed[row]]
+        if len({_result(table, row) for row in rows}) > 1:
+            i, j = divmod(int(point), sweep.columns)
+            problems.append(
+                f"point ({i}, {j}) has {len(rows)} results that differ; the first counts"
+            )
+    return table.take(pa.array(order[first])), problems
+
+
+def _result(table: pa.Table, row: int) -> tuple[Any, ...]:
+    values = (table.column(name)[row].as_py() for name in schema.RESULT_COLUMNS)
+    return tuple(
+        np.asarray(value, np.float32).tobytes() if isinstance(value, list) else repr(value)
+        for value in values
+    )
+
+
+def _ratios(
+    sweep: Sweep, rule: VerdictRule, table: pa.Table
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Ratio and mean of the last losses of each row under the rule's window.
+
+    The trainer stored them for the sweep's own window in full precision; for another window they
+    are taken from the stored series.
+    """
+    ratio = table.column("ratio").to_numpy().astype(np.float64)
+    last_mean = table.column("last_mean_loss").to_numpy().astype(np.float64)
+    if rule.window == sweep.verdict.window:
+        return ratio, last_mean
+    ratio, last_mean = ratio.copy(), last_mean.copy()
+    for row, losses in enumerate(table.column("losses").to_pylist()):
+        if losses:
+            facts = loss_facts(np.asarray(losses, dtype=np.float32), rule.window)
+            ratio[row], last_mean[row] = facts.ratio, facts.last_mean
+    return ratio, last_mean

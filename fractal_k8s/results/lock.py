@@ -1,0 +1,87 @@
+"""One launcher per sweep and local store at a time.
+
+The lock is held by an open file description: the launcher's, which its workers inherit. It ends
+only when all of them are gone, so a launcher that was killed cannot be joined by a second one while
+its workers still train.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from fractal_k8s.errors import ConflictError
+from fractal_k8s.results.files import LocalFiles
+from fractal_k8s.results.store import SweepStore
+
+_NAME: Final = ".lock"
+
+
+class SweepLock:
+    """Holds a sweep's lock for a `with` block. In object storage there is none to hold."""
+
+    def __init__(self, folder: SweepStore) -> None:
+        self.folder = folder
+        self.handle: int | None = None
+
+    def __enter__(self) -> SweepLock:
+        """Takes the lock.
+
+        Raises:
+            ConflictError: another process trains this sweep; names it.
+        """
+        path = _path(self.folder)
+        if path is None:
+            return self
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(handle, 64).decode(errors="replace").strip()
+            os.close(handle)
+            raise ConflictError(
+                f"{self.folder.sweep_id} is being trained by process {owner or 'unknown'}; "
+                f"watch it with: fractal-k8s status {self.folder.sweep_id} --watch"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.write(handle, f"{os.getpid()}\n".encode())
+        self.handle = handle
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.handle is not None:
+            os.close(self.handle)
+            self.handle = None
+
+
+def is_locked(folder: SweepStore) -> bool | None:
+    """Whether a process of this machine trains the sweep; None where that cannot be known."""
+    path = _path(folder)
+    if path is None:
+        return None
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def _path(folder: SweepStore) -> Path | None:
+    if not isinstance(folder.files, LocalFiles):
+        return None
+    return folder.files.path(folder.key(_NAME))

@@ -1,0 +1,114 @@
+"""What happened at a point, and where it happened."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Losses = npt.NDArray[np.float32]
+
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+
+
+class State(enum.StrEnum):
+    """The state of a stored point. A point without an outcome is missing, which is not stored.
+
+    None ever turns into another by reading: a failed point is not "not trainable", a diverged one
+    is a result and not a failure.
+    """
+
+    TRAINED = "trained"
+    DIVERGED = "diverged"  # a loss or a weight became non-finite
+    FAILED = "failed"  # crash, out of memory, lost device: says nothing about the hyperparameters
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one training run did. Losses are means per supervised token (gpt) or example (mlp), nat.
+
+    `losses[k]` is the loss before update k, so `losses[0]` is the untrained model's; it ends with
+    the first non-finite loss that ended the run, if any.
+    """
+
+    index: int
+    i: int
+    j: int
+    y: float
+    x: float
+    state: State
+    run_seed: int
+    # how many updates were made
+    steps: int = 0
+    first_loss: float = float("nan")
+    # mean of the last `window` losses, and its share of the first loss
+    last_mean_loss: float = float("nan")
+    ratio: float = float("nan")
+    final_loss: float = float("nan")
+    mean_loss: float = float("nan")
+    tokens_seen: int = 0
+    supervised_tokens: int = 0
+    # wall time of this point's training; in a batch, its share of the batch's time
+    seconds: float = 0.0
+    # sha256 over the data in the order the run saw it
+    data_hash: str = ""
+    error: str | None = None
+    # shape (number of recorded losses,)
+    losses: Losses = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens_seen / self.seconds if self.seconds > 0 else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Where an attempt ran. Points of different numerics classes are not one map by themselves."""
+
+    # everything that decides the bits: device, library versions, dtype, batching
+    numerics_class: str
+    gpu: str | None = None
+    node: str | None = None
+    pod: str | None = None
+    image: str | None = None
+    git_commit: str | None = None
+    # JSON text: versions of Python and of the libraries that compute
+    versions: str = "{}"
+
+
+@dataclass(frozen=True, slots=True)
+class LossFacts:
+    """The numbers that verdicts need, taken from a whole loss series in its own precision."""
+
+    first: float
+    last_mean: float
+    ratio: float
+    final: float
+    mean: float
+
+
+def loss_facts(losses: npt.NDArray[np.floating], window: int) -> LossFacts:
+    """First, final and mean loss, and the mean over the last `window` with its share of the first.
+
+    Args:
+        losses: shape (steps,), at least one; may hold non-finite values, which then spread.
+        window: K of the verdict rule; a shorter series is averaged whole.
+    """
+    series = losses.astype(np.float64)
+    with np.errstate(all="ignore"):
+        last_mean = float(series[-window:].mean())
+        first = float(series[0])
+        ratio = float(np.float64(last_mean) / np.float64(first))
+        return LossFacts(first, last_mean, ratio, float(series[-1]), float(series.mean()))
+
+
+def storable(losses: npt.NDArray[np.floating]) -> Losses:
+    """The series as float32, where only what was non-finite becomes non-finite.
+
+    A finite float64 loss beyond float32's range is stored as float32's largest number.
+    """
+    finite = np.clip(losses, -_FLOAT32_MAX, _FLOAT32_MAX)
+    return np.where(np.isfinite(losses), finite, losses).astype(np.float32)

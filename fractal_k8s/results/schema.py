@@ -1,0 +1,167 @@
+"""Outcomes as parquet: one row a point, the schema's version in the file's metadata."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fractal_k8s.errors import CorruptError
+from fractal_k8s.results.outcome import Environment, Outcome
+from fractal_k8s.sweep.definition import Sweep
+
+# Raised when a column changes its meaning; adding a column does not raise it.
+VERSION: Final = 1
+_VERSION_KEY: Final = b"fractal_k8s.schema"
+_SWEEP_KEY: Final = b"fractal_k8s.sweep"
+
+_LABEL = pa.dictionary(pa.int32(), pa.string())
+
+# What makes two rows of one point the same result; the rest says where and when it was made.
+RESULT_COLUMNS: Final = (
+    "state",
+    "first_loss",
+    "last_mean_loss",
+    "ratio",
+    "final_loss",
+    "mean_loss",
+    "steps",
+    "tokens_seen",
+    "supervised_tokens",
+    "run_seed",
+    "data_hash",
+    "losses",
+)
+
+
+def outcome_schema(sweep: Sweep) -> pa.Schema:
+    """The columns of an outcomes file; the two axes are named as their knobs."""
+    fields = [
+        pa.field("sweep", _LABEL),
+        pa.field("i", pa.int32()),
+        pa.field("j", pa.int32()),
+        pa.field(sweep.y_knob.name, pa.float64()),
+        pa.field(sweep.x_knob.name, pa.float64()),
+        pa.field("state", _LABEL),
+        *(
+            pa.field(name, pa.float64())
+            for name in ("first_loss", "last_mean_loss", "ratio", "final_loss", "mean_loss")
+        ),
+        *(
+            pa.field(name, pa.int64())
+            for name in ("steps", "tokens_seen", "supervised_tokens", "run_seed")
+        ),
+        pa.field("seconds", pa.float64()),
+        pa.field("tokens_per_s", pa.float64()),
+        pa.field("data_hash", _LABEL),
+        pa.field("error", pa.string()),
+        pa.field("losses", pa.list_(pa.float32())),
+        *(
+            pa.field(name, _LABEL)
+            for name in ("numerics_class", "gpu", "node", "pod", "image", "git_commit", "versions")
+        ),
+        pa.field("time", pa.timestamp("ms", tz="UTC")),
+    ]
+    return pa.schema(fields, metadata={_VERSION_KEY: str(VERSION), _SWEEP_KEY: sweep.id})
+
+
+def to_table(
+    sweep: Sweep,
+    outcomes: Sequence[Outcome],
+    times: Sequence[datetime],
+    environment: Environment,
+) -> pa.Table:
+    """Outcomes of one attempt as a table, one row each, in the given order.
+
+    Args:
+        times: when each outcome was known, shape (outcomes,).
+    """
+    schema = outcome_schema(sweep)
+    count = len(outcomes)
+    columns: dict[str, pa.Array] = {
+        sweep.y_knob.name: pa.array([outcome.y for outcome in outcomes], pa.float64()),
+        sweep.x_knob.name: pa.array([outcome.x for outcome in outcomes], pa.float64()),
+        "losses": _loss_lists(outcomes),
+        "sweep": _repeated(sweep.id, count),
+        "time": pa.array(times, pa.timestamp("ms", tz="UTC")),
+    }
+    for field in schema:
+        if field.name in columns:
+            continue
+        if hasattr(environment, field.name):
+            columns[field.name] = _repeated(getattr(environment, field.name), count)
+        else:
+            values = [getattr(outcome, field.name) for outcome in outcomes]
+            columns[field.name] = pa.array(
+                values, pa.string() if field.type == _LABEL else field.type
+            )
+    arrays = [
+        array.dictionary_encode() if field.type == _LABEL and array.type != _LABEL else array
+        for field, array in ((field, columns[field.name]) for field in schema)
+    ]
+    return pa.Table.from_arrays(
+        [array.cast(field.type) for field, array in zip(schema, arrays, strict=True)], schema=schema
+    )
+
+
+def _repeated(value: str | None, count: int) -> pa.Array:
+    indices = pa.array([0] * count if value is not None else [None] * count, pa.int32())
+    return pa.DictionaryArray.from_arrays(indices, pa.array([value or ""], pa.string()))
+
+
+def _loss_lists(outcomes: Sequence[Outcome]) -> pa.Array:
+    lengths = [len(outcome.losses) for outcome in outcomes]
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
+    parts = [outcome.losses for outcome in outcomes]
+    values = np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, pa.float32()))
+
+
+def to_bytes(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", compression_level=3)
+    return sink.getvalue()
+
+
+def from_bytes(data: bytes, *, sweep: Sweep, source: str) -> pa.Table:
+    """Reads an outcomes file back.
+
+    Raises:
+        CorruptError: not parquet, truncated, of another sweep, or of a newer schema.
+    """
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowInvalid, pa.ArrowException, OSError, EOFError) as error:
+        raise CorruptError(f"{source}: not a readable outcomes file ({error})") from None
+    metadata = table.schema.metadata or {}
+    check_version(metadata.get(_VERSION_KEY), source)
+    owner = metadata.get(_SWEEP_KEY, b"").decode()
+    if owner != sweep.id:
+        raise CorruptError(
+            f"{source}: holds outcomes of {owner or 'something else'}, not of {sweep.id}"
+        )
+    schema = outcome_schema(sweep)
+    absent = sorted(set(schema.names) - set(table.schema.names))
+    if absent:
+        raise CorruptError(f"{source}: lacks the columns {', '.join(absent)}")
+    return table.select(schema.names).cast(schema)
+
+
+def check_version(version: bytes | None, source: str) -> None:
+    """Refuses a file written by a newer release.
+
+    Raises:
+        CorruptError: the version is unknown or newer than this release's.
+    """
+    if version is None:
+        raise CorruptError(f"{source}: not an outcomes file of fractal-k8s (no schema version)")
+    if not version.isdigit() or int(version) > VERSION:
+        raise CorruptError(
+            f"{source}: written with schema version {version.decode()}, this release reads up to "
+            f"{VERSION}; upgrade fractal-k8s"
+        )

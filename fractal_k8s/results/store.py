@@ -1,0 +1,251 @@
+"""The store: one folder per sweep with its definition, outcomes, logs and summary.
+
+    <store>/<sweep-id>/sweep.json
+    <store>/<sweep-id>/outcomes/<hh>/<shard>-<attempt>.parquet
+    <store>/<sweep-id>/logs/<shard>-<attempt>.jsonl
+    <store>/<sweep-id>/summary/...
+
+`hh` are two hex digits of a hash, so that keys do not share one long prefix. An attempt owns its
+two objects and rewrites them whole; nobody else ever writes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pyarrow as pa
+
+from fractal_k8s.errors import ConflictError, CorruptError, SweepError, UsageError
+from fractal_k8s.results import schema
+from fractal_k8s.results.files import Entry, Files, LocalFiles, open_files
+from fractal_k8s.sweep.axes import near
+from fractal_k8s.sweep.deal import Deal
+from fractal_k8s.sweep.definition import FORMAT, Sweep
+
+_READERS: Final = 32
+SUMMARY_FILE: Final = "analysis.json"  # written last: its presence means the summary is whole
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a worker is given: a sweep, and how it is dealt into shards."""
+
+    sweep: Sweep
+    deal: Deal
+
+    def to_json(self) -> str:
+        content = {
+            "format": FORMAT,
+            "id": self.sweep.id,
+            "sweep": self.sweep.to_dict(),
+            "deal": self.deal.model_dump(mode="json", exclude_none=True),
+        }
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, source: str) -> Plan:
+        """Reads `to_json`'s text.
+
+        Raises:
+            CorruptError: the text is damaged or of a newer format.
+            SweepError: the sweep in it is not valid.
+        """
+        try:
+            content = json.loads(text)
+            version, raw, deal = content["format"], content["sweep"], content.get("deal", {})
+        except (ValueError, KeyError, TypeError):
+            raise CorruptError(f"{source}: not a sweep written by fractal-k8s") from None
+        if not isinstance(version, int) or version > FORMAT:
+            raise CorruptError(
+                f"{source}: written in sweep format {version}, this release reads up to {FORMAT}; "
+                "upgrade fractal-k8s"
+            )
+        try:
+            plan = cls(Sweep.parse(raw, source=source), Deal.model_validate(deal))
+        except SweepError:
+            raise
+        except ValueError as error:
+            raise CorruptError(f"{source}: the deal in it is not valid ({error})") from None
+        if content.get("id") not in (None, plan.sweep.id):
+            raise CorruptError(
+                f"{source}: says {content['id']}, but its content is {plan.sweep.id}"
+            )
+        return plan
+
+
+@dataclass
+class Outcomes:
+    """Rows of all attempts at a sweep's points, and what could not be read."""
+
+    table: pa.Table
+    objects: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+class SweepStore:
+    """One sweep's folder."""
+
+    def __init__(self, files: Files, sweep_id: str) -> None:
+        self.files = files
+        self.sweep_id = sweep_id
+
+    def key(self, *parts: str) -> str:
+        return "/".join((self.sweep_id, *parts))
+
+    def where(self, *parts: str) -> str:
+        """A path or URI to show to a person."""
+        return f"{self.files.uri.rstrip('/')}/{self.key(*parts)}"
+
+    # --- sweep.json ---
+
+    def read_plan(self) -> Plan | None:
+        data = self.files.get(self.key("sweep.json"))
+        if data is None:
+            return None
+        plan = Plan.from_json(data, source=self.where("sweep.json"))
+        if plan.sweep.id != self.sweep_id:
+            raise CorruptError(f"{self.where('sweep.json')}: holds {plan.sweep.id}")
+        return plan
+
+    def write_plan(self, plan: Plan) -> bool:
+        """Writes sweep.json unless the same sweep is there already. True if it was written.
+
+        Raises:
+            ConflictError: another sweep is stored under this id.
+        """
+        stored = self.read_plan()
+        if stored is not None:
+            if stored.sweep.canonical_json() != plan.sweep.canonical_json():
+                raise ConflictError(
+                    f"{self.where('sweep.json')} holds another sweep under the same id; "
+                    "choose another name or another --store"
+                )
+            return False
+        self.files.put(self.key("sweep.json"), plan.to_json().encode())
+        return True
+
+    # --- outcomes ---
+
+    def outcome_key(self, shard: str, attempt: str) -> str:
+        spread = hashlib.sha256(shard.encode()).hexdigest()[:2]
+        return self.key("outcomes", spread, f"{shard}-{attempt}.parquet")
+
+    def log_key(self, shard: str, attempt: str) -> str:
+        return self.key("logs", f"{shard}-{attempt}.jsonl")
+
+    def outcome_entries(self) -> list[Entry]:
+        entries = self.files.entries(self.key("outcomes"))
+        return [entry for entry in entries if entry.key.endswith(".parquet")]
+
+    def read_outcomes(self, sweep: Sweep, entries: Iterable[Entry] | None = None) -> Outcomes:
+        """The union of the given objects (default: all), unreadable ones named and left out."""
+        chosen = list(self.outcome_entries() if entries is None else entries)
+        tables: list[pa.Table] = [schema.outcome_schema(sweep).empty_table()]
+        problems: list[str] = []
+        with ThreadPoolExecutor(max_workers=_READERS) as readers:
+            for entry, data in zip(
+                chosen, readers.map(lambda entry: self.files.get(entry.key), chosen), strict=True
+            ):
+                if data is None:
+                    continue
+                try:
+                    tables.append(schema.from_bytes(data, sweep=sweep, source=entry.key))
+                except CorruptError as error:
+                    problems.append(str(error))
+        table = pa.concat_tables(tables).unify_dictionaries()
+        return Outcomes(table, objects=len(chosen), problems=problems)
+
+    def shard_entries(self, deal: Deal, shard: str) -> list[Entry]:
+        """The objects that may hold points of a shard.
+
+        Those of the shard itself; and those of every other deal of this sweep, unless the deal
+        names its positions (`only`), because then it was made from what those objects lack.
+        """
+        entries = self.outcome_entries()
+        own = [entry for entry in entries if _name(entry).startswith(f"{shard}-")]
+        if deal.only is not None:
+            return own
+        return own + [entry for entry in entries if not _name(entry).startswith(f"{deal.tag}-")]
+
+    # --- logs ---
+
+    def read_logs(self) -> list[dict[str, Any]]:
+        """Every point's log line of every attempt, oldest first."""
+        lines: list[dict[str, Any]] = []
+        for entry in self.files.entries(self.key("logs")):
+            data = self.files.get(entry.key) or b""
+            lines += [json.loads(line) for line in data.splitlines() if line]
+        return sorted(lines, key=lambda line: str(line["time"]))
+
+    # --- summary ---
+
+    def put_summary(self, name: str, data: bytes) -> str:
+        key = self.key("summary", name)
+        self.files.put(key, data)
+        return self.where("summary", name)
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """analysis.json of the last aggregation, or None."""
+        data = self.files.get(self.key("summary", SUMMARY_FILE))
+        if data is None:
+            return None
+        try:
+            summary: dict[str, Any] = json.loads(data)
+        except ValueError:
+            raise CorruptError(f"{self.where('summary', SUMMARY_FILE)}: not valid JSON") from None
+        return summary
+
+
+def _name(entry: Entry) -> str:
+    return entry.key.rpartition("/")[2]
+
+
+class Store:
+    """A place that holds sweeps."""
+
+    def __init__(self, uri: str) -> None:
+        self.files = open_files(uri)
+
+    @property
+    def uri(self) -> str:
+        return self.files.uri
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.files, LocalFiles)
+
+    def sweep(self, sweep_id: str) -> SweepStore:
+        return SweepStore(self.files, sweep_id)
+
+    def sweep_ids(self) -> list[str]:
+        """Ids of all sweeps stored here, sorted."""
+        return [name for name in self.files.folders() if self.files.get(f"{name}/sweep.json")]
+
+    def find(self, text: str) -> SweepStore:
+        """The sweep whose id is `text` or, if only one does, starts with it.
+
+        Raises:
+            UsageError: no sweep or several match.
+        """
+        ids = self.sweep_ids()
+        matches = [text] if text in ids else [name for name in ids if name.startswith(text)]
+        if len(matches) == 1:
+            return self.sweep(matches[0])
+        if matches:
+            raise UsageError(f"{text!r} is the start of several sweeps: {', '.join(matches)}")
+        if not ids:
+            raise UsageError(f"no sweep {text!r}: there are none in {self.uri}; see --store")
+        raise UsageError(f"no sweep {text!r} in {self.uri}{near(text, ids)}")
+
+    def plan(self, text: str) -> tuple[SweepStore, Plan]:
+        """The sweep that `find` finds, with its stored plan."""
+        folder = self.find(text)
+        plan = folder.read_plan()
+        if plan is None:
+            raise UsageError(f"no sweep {text!r} in {self.uri}")
+        return folder, plan

@@ -1,0 +1,187 @@
+"""The knobs that an axis can turn, and the axis itself. A new axis is one entry of KNOBS."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from fractal_k8s.sweep.base import Spec
+from fractal_k8s.sweep.points import Scale, axis_values
+from fractal_k8s.sweep.training import GPTTraining, MLPTraining, Training
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One hyperparameter that an axis can vary.
+
+    `kind` says which values make sense: a `rate` is above 0, a `count` is a whole number of at
+    least 1, a `fraction` lies in 0..1, an `amount` is at least 0, an `offset` is any number.
+    `group` is the parameter group that must be trained for the knob to do anything.
+    `turn` returns the training config with the knob at a value.
+    """
+
+    name: str
+    model: Literal["mlp", "gpt"]
+    kind: Literal["rate", "count", "fraction", "amount", "offset"]
+    label: str
+    turn: Callable[[Any, float], Training]
+    scale: Scale = "log"
+    group: str | None = None
+
+
+def _field(name: str) -> Callable[[Any, float], Training]:
+    def turn(training: Training, value: float) -> Training:
+        return training.model_copy(update={name: value})
+
+    return turn
+
+
+def _count(name: str) -> Callable[[Any, float], Training]:
+    def turn(training: Training, value: float) -> Training:
+        return training.model_copy(update={name: int(value)})
+
+    return turn
+
+
+def _all_rates(training: GPTTraining, value: float) -> Training:
+    """`lr` is the matrix rate; the other groups keep their ratio to it."""
+    ratio = value / training.matrix_lr
+    scaled = {
+        name: getattr(training, name) * ratio
+        for name in ("embedding_lr", "unembedding_lr", "attention_lr", "mlp_lr")
+        if getattr(training, name) is not None
+    }
+    return training.model_copy(update={"matrix_lr": value, **scaled})
+
+
+def _both_layers(training: MLPTraining, value: float) -> Training:
+    return training.model_copy(update={"input_lr": value, "output_lr": value})
+
+
+_TABLE = (
+    Knob("matrix_lr", "gpt", "rate", "matrix learning rate", _field("matrix_lr"), group="matrix"),
+    Knob(
+        "unembedding_lr",
+        "gpt",
+        "rate",
+        "unembedding learning rate",
+        _field("unembedding_lr"),
+        group="unembedding",
+    ),
+    Knob(
+        "embedding_lr",
+        "gpt",
+        "rate",
+        "embedding learning rate",
+        _field("embedding_lr"),
+        group="embedding",
+    ),
+    Knob("lr", "gpt", "rate", "learning rate", _all_rates),
+    Knob(
+        "attention_lr",
+        "gpt",
+        "rate",
+        "attention learning rate",
+        _field("attention_lr"),
+        group="matrix",
+    ),
+    Knob("mlp_lr", "gpt", "rate", "MLP learning rate", _field("mlp_lr"), group="matrix"),
+    Knob("tokens", "gpt", "count", "training tokens", _count("tokens")),
+    Knob("warmup_frac", "gpt", "fraction", "warmup fraction", _field("warmup_frac"), "linear"),
+    Knob("weight_decay", "gpt", "amount", "weight decay", _field("weight_decay")),
+    Knob("input_lr", "mlp", "rate", "input layer learning rate", _field("input_lr")),
+    Knob("output_lr", "mlp", "rate", "output layer learning rate", _field("output_lr")),
+    Knob("lr", "mlp", "rate", "learning rate", _both_layers),
+    Knob("init_offset", "mlp", "offset", "input layer weight offset", _field("init_offset")),
+)
+
+KNOBS: dict[tuple[str, str], Knob] = {(knob.model, knob.name): knob for knob in _TABLE}
+
+
+def knob_names(model: str | None = None) -> list[str]:
+    return sorted({knob.name for knob in _TABLE if model in (None, knob.model)})
+
+
+def near(name: str, names: list[str]) -> str:
+    """`; did you mean 'x'?` for a near match, else the list of what there is."""
+    match = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {match[0]!r}?" if match else f"; known: {', '.join(names)}"
+
+
+class Axis(Spec):
+    """One knob over a range or over a list of values, in rising order."""
+
+    # name of the knob, from KNOBS
+    knob: str
+    # first and last value of a range, both included
+    low: float | None = None
+    high: float | None = None
+    # spacing of a range; None = the knob's own (log for rates and tokens)
+    scale: Scale | None = None
+    # the values themselves instead of a range
+    values: tuple[float, ...] | None = None
+
+    @field_validator("knob")
+    @classmethod
+    def _knob_is_known(cls, name: str) -> str:
+        if name not in knob_names():
+            raise ValueError(f"unknown knob {name!r}{near(name, knob_names())}")
+        return name
+
+    @model_validator(mode="after")
+    def _range_or_values(self) -> Axis:
+        if self.values is not None:
+            if self.low is not None or self.high is not None or self.scale is not None:
+                raise ValueError("give either low and high (and scale) or values, not both")
+            if not self.values:
+                raise ValueError("values: must hold at least one value")
+            rising = all(a < b for a, b in zip(self.values, self.values[1:], strict=False))
+            if not rising:
+                raise ValueError("values: must rise, without repeats")
+        elif self.low is None or self.high is None:
+            raise ValueError("needs low and high, or values")
+        elif self.low == self.high:
+            raise ValueError(f"low and high are both {self.low!r}; an axis needs a range")
+        elif self.low > self.high:
+            raise ValueError(f"low {self.low!r} is above high {self.high!r}; swap them")
+        # a knob of several models (lr) takes the same kind of values in each
+        knob = next(knob for knob in _TABLE if knob.name == self.knob)
+        ends = self.values or (self.low, self.high)
+        for value in ends:
+            if value is not None and (reason := _unfit(knob, self.spacing(knob), value)):
+                raise ValueError(f"{reason}, got {value!r}")
+        return self
+
+    def spacing(self, knob: Knob) -> Scale:
+        return self.scale or knob.scale
+
+    def points(self, knob: Knob, count: int) -> tuple[float, ...]:
+        """The axis's values as exact float64, `count` of them (a list keeps its own length)."""
+        if self.values is not None:
+            return self.values
+        assert self.low is not None  # a validated axis without values has both ends
+        assert self.high is not None
+        values = axis_values(self.low, self.high, self.spacing(knob), count)
+        if knob.kind == "count":
+            return tuple(float(round(value)) for value in values)
+        return values
+
+
+def _unfit(knob: Knob, scale: Scale, value: float) -> str | None:
+    checks = {
+        "rate": (value > 0, "a learning rate must be above 0"),
+        "count": (value >= 1 and value == int(value), "must be a whole number of at least 1"),
+        "fraction": (0 <= value <= 1, "a fraction must lie in 0..1"),
+        "amount": (value >= 0, "must not be negative"),
+        "offset": (True, ""),
+    }
+    fits, reason = checks[knob.kind]
+    if not fits:
+        return reason
+    if scale == "log" and value <= 0:
+        return 'must be above 0 on a log scale (or give scale = "linear")'
+    return None

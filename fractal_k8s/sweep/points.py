@@ -1,0 +1,78 @@
+"""Exact positions along an axis: pure arithmetic, the same bits on every machine.
+
+A point's values are part of its identity: a laptop and a pod that compute them separately must
+agree in every bit, and the n-point axis must be contained in the (2n-1)-point one. `pow` of the
+C library differs between platforms in the last bit, so the formula is evaluated in decimal
+arithmetic (40 digits, correctly rounded by definition) and rounded once to float64.
+"""
+
+from __future__ import annotations
+
+import decimal
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+Scale = Literal["log", "linear"]
+
+_EXACT = decimal.Context(prec=40, rounding=decimal.ROUND_HALF_EVEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One cell of the grid: row i with its value y, column j with its value x.
+
+    `index` is i * columns + j, the same for every way the grid is dealt out.
+    """
+
+    index: int
+    i: int
+    j: int
+    y: float
+    x: float
+
+
+def axis_values(low: float, high: float, scale: Scale, count: int) -> tuple[float, ...]:
+    """`count` values from low to high, both exact.
+
+    log: low * (high / low) ** (k / (count - 1)); linear: low + (high - low) * k / (count - 1).
+    Each is the correctly rounded float64 of that formula over the given ends.
+    """
+    if count < 2:
+        raise ValueError(f"an axis over a range needs at least 2 points, got {count}")
+    inner = _log_value if scale == "log" else _linear_value
+    middle = [inner(low, high, Fraction(k, count - 1)) for k in range(1, count - 1)]
+    return (low, *middle, high)
+
+
+def _log_value(low: float, high: float, share: Fraction) -> float:
+    start = decimal.Decimal(low)
+    ratio = _EXACT.ln(_EXACT.divide(decimal.Decimal(high), start))
+    exponent = _EXACT.divide(
+        _EXACT.multiply(ratio, decimal.Decimal(share.numerator)), decimal.Decimal(share.denominator)
+    )
+    return float(_EXACT.multiply(start, _EXACT.exp(exponent)))
+
+
+def _linear_value(low: float, high: float, share: Fraction) -> float:
+    return float(Fraction(low) + (Fraction(high) - Fraction(low)) * share)
+
+
+def coinciding(values: Sequence[float], dtype: str) -> tuple[float, float] | None:
+    """The first two neighbours that are equal once rounded to `dtype`, or None."""
+    cast = [_float32(value) if dtype == "float32" else value for value in values]
+    for k in range(1, len(cast)):
+        if cast[k] == cast[k - 1]:
+            return values[k - 1], values[k]
+    return None
+
+
+def _float32(value: float) -> float:
+    try:
+        rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        return math.copysign(math.inf, value)
+    return rounded

@@ -1,0 +1,138 @@
+"""The training configs, one per model: everything about a run that is not an axis.
+
+Defaults are part of the sweep format: a sweep's id is a hash of what differs from them, so a
+default never changes within a format version (`definition.FORMAT`); new options get a default
+that means "as before".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from fractal_k8s.sweep.base import Spec
+
+GROUPS = ("matrix", "embedding", "unembedding")
+
+Rate = PositiveFloat
+
+
+class MLPTraining(Spec):
+    """Gradient descent on a two-layer net, as in arXiv:2402.06184.
+
+    One hidden layer without biases, mean-field scaling, mean squared error on Gaussian data.
+    Every point of a sweep starts from the same weights and sees the same data.
+    """
+
+    # gradient steps per point
+    steps: PositiveInt = 100
+    # hidden units and inputs; the notebook's default is 8, the paper's figures use 16
+    width: PositiveInt = 8
+    # tanh(sqrt(2) z), sqrt(2) max(z, 0) or z
+    nonlinearity: Literal["tanh", "relu", "identity"] = "tanh"
+    # examples; None = as many as there are parameters (for identity: as many as the width)
+    examples: PositiveInt | None = None
+    # examples drawn with replacement for each step's gradient; None = full batch.
+    # The recorded loss is the full batch's either way.
+    minibatch: PositiveInt | None = None
+    # learning rate of the first (input) layer and of the second (output) layer
+    input_lr: Rate = 1.0
+    output_lr: Rate = 1.0
+    # constant added to every input-layer weight, before each step as in the original study
+    init_offset: float = 0.0
+    # 20 % of the edge pixels differ between float32 and float64
+    dtype: Literal["float64", "float32"] = "float64"
+
+    @property
+    def num_parameters(self) -> int:
+        return self.width * self.width + self.width
+
+    @property
+    def num_examples(self) -> int:
+        if self.examples is not None:
+            return self.examples
+        return self.width if self.nonlinearity == "identity" else self.num_parameters
+
+    @property
+    def rate_dtype(self) -> str:
+        """The dtype a learning rate has when it meets a weight."""
+        return self.dtype
+
+    def num_steps(self) -> int | None:
+        return self.steps
+
+    @model_validator(mode="after")
+    def _minibatch_is_smaller(self) -> MLPTraining:
+        if self.minibatch is not None and self.minibatch > self.num_examples:
+            raise ValueError(
+                f"minibatch {self.minibatch} is larger than the {self.num_examples} examples"
+            )
+        return self
+
+
+class GPTTraining(Spec):
+    """A fine-tune of a nanochat checkpoint (karpathy/nanochat at 8f979a8, scripts/chat_sft.py).
+
+    Learning rates are nanochat's "given" rates: the two AdamW groups, embedding and unembedding,
+    apply theirs times (n_embd / 768) ** -0.5, Muon's matrices apply theirs as it is.
+    """
+
+    # training tokens per point; the number of steps follows from it
+    tokens: PositiveInt = 250_000
+    # rows per step, and ids per row (a row is cut to this length)
+    batch_size: PositiveInt = 48
+    max_seq_len: PositiveInt = Field(default=1024, ge=2)
+    # what `tokens` counts: every position of the batch, or the labels of the first batch only
+    # (as the public fractal-llm code does)
+    token_accounting: Literal["all", "supervised"] = "all"
+    # Muon for the matrices and AdamW for the rest, or AdamW for everything
+    optimizer: Literal["muon+adamw", "adamw"] = "muon+adamw"
+    matrix_lr: Rate = 0.02
+    embedding_lr: Rate = 0.2
+    unembedding_lr: Rate = 0.004
+    # rates of the attention and of the MLP matrices; None = matrix_lr
+    attention_lr: Rate | None = None
+    mlp_lr: Rate | None = None
+    # groups that are trained; the others are frozen
+    trainable_param_groups: tuple[Literal["matrix", "embedding", "unembedding"], ...] = (
+        "matrix",
+        "unembedding",
+    )
+    # decoupled weight decay of the AdamW groups
+    weight_decay: float = Field(default=0.1, ge=0)
+    # shape of the learning rate over the run, after the warmup
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    # linear warmup over max(1, int(warmup_frac * steps)) steps
+    warmup_frac: float = Field(default=0.06, ge=0, le=1)
+    # the multiplier that the schedule falls to
+    final_lr_frac: float = Field(default=0.0, ge=0, le=1)
+    # largest global gradient norm; None = no clipping
+    clip_norm: PositiveFloat | None = None
+    # dtype of activations and matrix products; weights and optimizer state are float32
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def rate_dtype(self) -> str:
+        """Weights are float32, so that is what a rate is rounded to when it meets them."""
+        return "float32"
+
+    def num_steps(self) -> int | None:
+        """Steps per point; None when they depend on the data (supervised token accounting)."""
+        if self.token_accounting == "supervised":
+            return None
+        return math.ceil(self.tokens / (self.batch_size * self.max_seq_len))
+
+    def warmup_steps(self, steps: int) -> int:
+        return max(1, int(self.warmup_frac * steps))
+
+    @field_validator("trainable_param_groups")
+    @classmethod
+    def _groups_once_in_order(cls, groups: tuple[str, ...]) -> tuple[str, ...]:
+        if not groups:
+            raise ValueError("at least one group must be trained")
+        return tuple(group for group in GROUPS if group in groups)
+
+
+Training = MLPTraining | GPTTraining
