@@ -7,13 +7,12 @@
     ├── StoreError                   2   the store cannot be read or written
     │   └── ConflictError            2   the store holds something else under the same name
     ├── IncompleteError              1   the sweep ended with points missing or failed
-    ├── HungError                   70   no training step for too long
     └── RetryError                  75   trouble that may pass: device, hub, network
 
 A person's command exits with `exit_code`. A worker exits with `worker_code`, which a Job's
 podFailurePolicy matches: 64 and 65 mean "wrong for every shard, stop the Job", anything else
-means "this shard may be tried again" (after sysexits.h: 64 usage, 65 data, 70 software,
-75 temporary failure).
+means "this shard may be tried again" (after sysexits.h: 64 usage, 65 data, 70 software, which is
+the watchdog's, 75 temporary failure).
 """
 
 from __future__ import annotations
@@ -80,13 +79,6 @@ class ConflictError(StoreError):
 
 class IncompleteError(FractalError):
     """The sweep ended, but not every point has an outcome."""
-
-
-class HungError(FractalError):
-    """No training step was finished for longer than the watchdog allows."""
-
-    exit_code = EXIT_HUNG
-    worker_code = EXIT_HUNG
 
 
 class RetryError(FractalError):

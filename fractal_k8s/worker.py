@@ -34,6 +34,7 @@ from fractal_k8s.results.verdict import is_stable, is_trainable
 from fractal_k8s.sweep.deal import Dealt, Shard
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.train.determinism import prepare_environment
+from fractal_k8s.watchdog import Watchdog
 
 # An attempt rewrites its object this often: a request costs nothing on a disk and a little in S3.
 FLUSH_SECONDS_LOCAL: Final = 2.0
@@ -108,10 +109,10 @@ class Worker:
             f"shard {self.shard.name} of {self.sweep.id}: {len(todo)} points to train, "
             f"{done} stored; {trainer.environment.numerics_class}"
         )
-        with self._guard:
+        with self._guard, Watchdog(attempt.flush) as watchdog:
             try:
-                outcomes = trainer.train([self.sweep.point(p) for p in todo])
-                self._collect(outcomes, attempt, done)
+                points = [self.sweep.point(p) for p in todo]
+                self._collect(trainer.train(points, watchdog.beat), attempt, done)
             except _Stopped as stop:
                 self._flush(attempt)
                 self.emit(f"stopped after {len(attempt.outcomes)} points, which are stored")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+
 from fractal_k8s.backends import Listener, Status, Work
-from fractal_k8s.errors import EXIT_COMPLETE, EXIT_RETRY, FractalError
+from fractal_k8s.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_RETRY, FractalError
 from fractal_k8s.worker import Worker
 
 
@@ -29,9 +31,10 @@ class InlineRun:
                 status.done += 1
             elif code == EXIT_RETRY:
                 status.failed[index] = "some points failed"
-            else:  # a signal reached the worker
+            else:  # a signal reached the worker; its own handlers are gone, whoever waits has some
                 status.pending += 1
-                break
+                self._cancelled = True
+                signal.raise_signal(signal.SIGINT if code == EXIT_INTERRUPTED else signal.SIGTERM)
         return status
 
     def _train(self, index: int) -> int:

@@ -142,16 +142,23 @@ def read_sweep(
         settings=settings,
         resolution=resolution,
         overrides={
-            "checkpoint": checkpoint and str(Path(checkpoint).expanduser().absolute()),
-            "dataset": dataset and _absolute_dataset(dataset),
+            "checkpoint": absolute_checkpoint(checkpoint or raw.get("checkpoint")),
+            "dataset": absolute_dataset(dataset or raw.get("dataset")),
             "name": name,
         },
         source=source,
     )
 
 
-def _absolute_dataset(reference: str) -> str:
-    """The reference with its file's whole path: workers may run in another folder."""
+def absolute_checkpoint(reference: Any) -> Any:
+    """The folder's whole path: workers may run in another folder."""
+    return str(Path(reference).expanduser().absolute()) if isinstance(reference, str) else reference
+
+
+def absolute_dataset(reference: Any) -> Any:
+    """The reference with its file's whole path."""
+    if not isinstance(reference, str):
+        return reference
     kind, separator, file = reference.partition(":")
     return f"{kind}:{Path(file).expanduser().absolute()}" if separator and file else reference
 

@@ -97,7 +97,7 @@ def _local_workers() -> int:
 def _lines(made: Forecast, source: str | None) -> list[str]:
     sweep = made.sweep
     lines = [
-        sweep.id,
+        sweep.name,
         f"  y {sweep.y_knob.name}: {_span(sweep.y_values)}",
         f"  x {sweep.x_knob.name}: {_span(sweep.x_values)}",
         f"  {made.points:,} points, {made.distinct:,} distinct experiments",

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from fractal_k8s.cli.common import Command, json_option, mixed_option, open_store, store_option
+from fractal_k8s.cli.common import (
+    Command,
+    absolute_checkpoint,
+    absolute_dataset,
+    json_option,
+    mixed_option,
+    open_store,
+    store_option,
+)
 from fractal_k8s.cli.training import training_options
 
 
@@ -40,9 +47,8 @@ def command(
     _, plan = store.plan(sweep_id)
     raw = plan.sweep.to_dict()
     if checkpoint is not None:
-        raw["checkpoint"] = str(Path(checkpoint).expanduser().absolute())
+        raw["checkpoint"] = absolute_checkpoint(checkpoint)
     if dataset is not None:
-        kind, _, file = dataset.partition(":")
-        raw["dataset"] = f"{kind}:{Path(file).expanduser().absolute()}"
+        raw["dataset"] = absolute_dataset(dataset)
     sweep = Sweep.parse(raw, source=plan.sweep.id)
     train_and_report(sweep, store, allow_mixed=allow_mixed, as_json=as_json, **training)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -18,6 +19,7 @@ from fractal_k8s.results.files import LocalFiles
 from fractal_k8s.results.store import SweepStore
 
 _NAME: Final = ".lock"
+_PATIENCE_S: Final = 4.0
 
 
 class SweepLock:
@@ -38,15 +40,13 @@ class SweepLock:
             return self
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _take(handle):
             owner = os.read(handle, 64).decode(errors="replace").strip()
             os.close(handle)
             raise ConflictError(
                 f"{self.folder.sweep_id} is being trained by process {owner or 'unknown'}; "
                 f"watch it with: fractal-k8s status {self.folder.sweep_id} --watch"
-            ) from None
+            )
         os.ftruncate(handle, 0)
         os.write(handle, f"{os.getpid()}\n".encode())
         self.handle = handle
@@ -61,6 +61,20 @@ class SweepLock:
         if self.handle is not None:
             os.close(self.handle)
             self.handle = None
+
+
+def _take(handle: int) -> bool:
+    """Takes the lock, waiting a moment: the workers of a killed launcher need one to notice."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        else:
+            return True
 
 
 def is_locked(folder: SweepStore) -> bool | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -99,16 +100,17 @@ def loss_facts(losses: npt.NDArray[np.floating], window: int) -> LossFacts:
     """
     series = losses.astype(np.float64)
     with np.errstate(all="ignore"):
-        last_mean = float(series[-window:].mean())
-        first = float(series[0])
-        ratio = float(np.float64(last_mean) / np.float64(first))
-        return LossFacts(first, last_mean, ratio, float(series[-1]), float(series.mean()))
+        last_mean = series[-window:].mean()
+        facts = (series[0], last_mean, last_mean / series[0], series[-1], series.mean())
+    return LossFacts(*(math.nan if math.isnan(fact) else float(fact) for fact in facts))
 
 
 def storable(losses: npt.NDArray[np.floating]) -> Losses:
     """The series as float32, where only what was non-finite becomes non-finite.
 
-    A finite float64 loss beyond float32's range is stored as float32's largest number.
+    A finite float64 loss beyond float32's range is stored as float32's largest number, and every NaN
+    as the same NaN: its sign and payload depend on the place in a vector register.
     """
     finite = np.clip(losses, -_FLOAT32_MAX, _FLOAT32_MAX)
-    return np.where(np.isfinite(losses), finite, losses).astype(np.float32)
+    kept = np.where(np.isfinite(losses), finite, losses)
+    return np.where(np.isnan(losses), np.nan, kept).astype(np.float32)

@@ -151,8 +151,9 @@ class Axis(Spec):
         # a knob of several models (lr) takes the same kind of values in each
         knob = next(knob for knob in _TABLE if knob.name == self.knob)
         ends = self.values or (self.low, self.high)
+        scale = "linear" if self.values else self.spacing(knob)  # a list has no spacing
         for value in ends:
-            if value is not None and (reason := _unfit(knob, self.spacing(knob), value)):
+            if value is not None and (reason := _unfit(knob, scale, value)):
                 raise ValueError(f"{reason}, got {value!r}")
         return self
 

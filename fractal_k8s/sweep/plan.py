@@ -38,7 +38,7 @@ class Forecast:
     def to_dict(self) -> dict[str, Any]:
         """Plain data with the keys of `plan --json`."""
         return {
-            "sweep": self.sweep.id,
+            "name": self.sweep.name,
             "points": self.points,
             "distinct_points": self.distinct,
             "steps": list(self.steps) if self.steps else None,

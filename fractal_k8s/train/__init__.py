@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from fractal_k8s.results.outcome import Environment, Outcome
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.points import Point
+
+Beat = Callable[[], None]
+
+
+def no_beat() -> None:
+    """For callers without a watchdog."""
 
 
 class Trainer(Protocol):
@@ -15,8 +21,12 @@ class Trainer(Protocol):
 
     environment: Environment
 
-    def train(self, points: Sequence[Point]) -> Iterator[Outcome]:
-        """Outcomes of the points, each as soon as it is known, in any order."""
+    def train(self, points: Sequence[Point], beat: Beat) -> Iterator[Outcome]:
+        """Outcomes of the points, each as soon as it is known, in any order.
+
+        Args:
+            beat: called at every step, for the watchdog.
+        """
         ...
 
 

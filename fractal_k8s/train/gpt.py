@@ -26,6 +26,7 @@ from fractal_k8s.results.outcome import Outcome, State, loss_facts, storable
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.points import Point
 from fractal_k8s.sweep.training import GPTTraining
+from fractal_k8s.train import Beat, no_beat
 from fractal_k8s.train.batches import Batches
 from fractal_k8s.train.determinism import make_deterministic
 from fractal_k8s.train.environment import describe, training_device
@@ -152,12 +153,12 @@ class GPTTrainer:
         )
         self.environment = describe(self.device, dtype=self.training.dtype, mode="padded")
 
-    def train(self, points: Sequence[Point]) -> Iterator[Outcome]:
+    def train(self, points: Sequence[Point], beat: Beat = no_beat) -> Iterator[Outcome]:
         """One outcome after another; a run that breaks is a failed point, not the end."""
         for point in points:
             began = time.perf_counter()
             try:
-                outcome = self._train_point(point, began)
+                outcome = self._train_point(point, began, beat)
             except (RuntimeError, MemoryError) as error:  # out of memory, a lost device
                 outcome = self._failed(point, error, time.perf_counter() - began)
             yield outcome
@@ -175,7 +176,7 @@ class GPTTrainer:
                 self.parameters[name].copy_(tensor)
         self.model.zero_grad(set_to_none=True)
 
-    def _train_point(self, point: Point, began: float) -> Outcome:
+    def _train_point(self, point: Point, began: float, beat: Beat) -> Outcome:
         training = self.sweep.training_at(point)
         assert isinstance(training, GPTTraining)  # knobs of a gpt sweep turn a gpt config
         steps = self.num_steps(training)
@@ -186,6 +187,7 @@ class GPTTrainer:
             batch = self.batches[step]
             loss = self.model.loss(batch.ids, batch.labels)
             losses.append(float(loss.detach()))
+            beat()
             if not math.isfinite(losses[-1]):
                 break
             loss.backward()  # type: ignore[no-untyped-call]

@@ -20,6 +20,7 @@ from fractal_k8s.results.outcome import Outcome, State, loss_facts, storable
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.points import Point
 from fractal_k8s.sweep.training import MLPTraining
+from fractal_k8s.train import Beat, no_beat
 from fractal_k8s.train.determinism import make_deterministic
 from fractal_k8s.train.environment import describe, training_device
 
@@ -58,13 +59,13 @@ class MLPTrainer:
         )
         self.environment = describe(device, dtype=self.training.dtype, mode=self.program.mode)
 
-    def train(self, points: Sequence[Point]) -> Iterator[Outcome]:
+    def train(self, points: Sequence[Point], beat: Beat = no_beat) -> Iterator[Outcome]:
         """Outcomes in the order of the points, a group at a time."""
         size = self.program.num_lanes * _BATCHES_PER_GROUP
         for start in range(0, len(points), size):
             group = points[start : start + size]
             began = time.perf_counter()
-            losses = self._run(self._lanes(group))
+            losses = self._run(self._lanes(group), beat)
             seconds = time.perf_counter() - began
             made = np.array([self._num_steps(series) for series in losses.T])
             shares = seconds * np.maximum(made, 1) / np.maximum(made, 1).sum()
@@ -91,7 +92,7 @@ class MLPTrainer:
             getattr(lanes, name).copy_(torch.tensor(values, dtype=torch.float64))
         return lanes
 
-    def _run(self, nets: Lanes) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    def _run(self, nets: Lanes, beat: Beat) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
         """Trains all nets; losses of shape (steps, nets), NaN from a net's first NaN on."""
         program, total = self.program, self.training.steps
         count = len(nets.input_lr)
@@ -108,6 +109,7 @@ class MLPTrainer:
                     rows = None if self.rows is None else self.rows[step]
                     losses[step, batch] = program.step(lanes, rows)[: len(batch)]
                 nets.put(batch, lanes)
+                beat()
             alive = alive[~nets.are_dead()[alive]]
             if not len(alive):
                 break

@@ -1,0 +1,79 @@
+"""Fixtures that most tests share: a clean environment, golden data, small sweeps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fractal_k8s.sweep.definition import Sweep
+from fractal_k8s.sweep.load import resolve
+from fractal_k8s.train.determinism import prepare_environment
+
+prepare_environment()  # before any test imports torch
+
+_GOLDEN = Path(__file__).parent / "golden" / "nanochat-d4"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No setting of the person's shell reaches a test, and no test writes into their folders."""
+    for name in list(os.environ):
+        if name.startswith(("FRACTAL_K8S_", "AWS_", "WANDB_", "JOB_COMPLETION_INDEX")) and (
+            name != "FRACTAL_K8S_GOLDEN"
+        ):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    yield
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder with what real nanochat computed; see tests/golden/README.md."""
+    return Path(os.environ.get("FRACTAL_K8S_GOLDEN", _GOLDEN))
+
+
+def mlp_raw(**changes: Any) -> dict[str, Any]:
+    """A small mlp sweep as plain data; keyword arguments replace top-level keys."""
+    raw: dict[str, Any] = {
+        "name": "small",
+        "model": "mlp",
+        "resolution": [6, 7],
+        "axes": {
+            "y": {"knob": "output_lr", "low": 1e-2, "high": 1e4},
+            "x": {"knob": "input_lr", "low": 1e-2, "high": 1e4},
+        },
+        "training": {"width": 4, "steps": 30},
+    }
+    return {**raw, **changes}
+
+
+def mlp_sweep(**changes: Any) -> Sweep:
+    return Sweep.parse(mlp_raw(**changes))
+
+
+@pytest.fixture
+def gpt_sweep(golden: Path) -> Callable[..., Sweep]:
+    """Makes small fine-tuning sweeps of the golden checkpoint; settings are `key=value` texts."""
+
+    def make(*settings: str, resolution: int | tuple[int, int] = 2, **changes: Any) -> Sweep:
+        raw: dict[str, Any] = {
+            "name": "tuned",
+            "model": "gpt",
+            "checkpoint": str(golden),
+            "dataset": f"conversations:{golden}/conversations.jsonl",
+            "axes": {
+                "y": {"knob": "matrix_lr", "low": 1e-3, "high": 1e-1},
+                "x": {"knob": "unembedding_lr", "low": 1e-3, "high": 1e-1},
+            },
+            "training": {"tokens": 400, "batch_size": 2, "max_seq_len": 100},
+            "verdict": {"window": 1},
+        }
+        raw.update(changes)
+        return resolve(raw, settings=settings, resolution=resolution, source="test")
+
+    return make

@@ -1,0 +1,93 @@
+"""The store on a real HTTP S3 server (moto's)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from conftest import mlp_sweep
+from fractal_k8s.aggregate import aggregate, read_grid
+from fractal_k8s.backends import Work
+from fractal_k8s.backends.inline import InlineBackend
+from fractal_k8s.errors import StoreError
+from fractal_k8s.results.lock import SweepLock, is_locked
+from fractal_k8s.results.store import Plan, Store
+from fractal_k8s.sweep.deal import Deal
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    import boto3
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    client: Any = boto3.client("s3", endpoint_url=server, region_name="us-east-1")
+    client.create_bucket(Bucket="fractal")
+    return f"s3://fractal/maps?endpoint={server}"
+
+
+def test_a_sweep_trains_into_a_bucket_and_resumes_from_it(bucket: str) -> None:
+    sweep = mlp_sweep(resolution=[4, 5])
+    store = Store(bucket)
+    folder = store.sweep(sweep.id)
+    plan = Plan(sweep, Deal(points_per_shard=8))
+    folder.write_plan(plan)
+    seen: list[Any] = []
+    first = InlineBackend().submit(Work(folder, plan), seen.append)
+    assert first.wait().done == 3
+    assert len(seen) == 20
+    assert read_grid(folder, plan).known.all()
+    assert store.sweep_ids() == [sweep.id]
+    assert store.plan("small")[1] == plan
+
+    again = InlineBackend().submit(Work(folder, plan), seen.append)
+    assert again.wait().done == 3
+    assert len(seen) == 20  # nothing was trained twice
+
+    done = aggregate(folder, plan)
+    assert done.summary["complete"]
+    assert folder.read_summary() == done.summary
+    assert len(folder.read_logs()) == 20
+
+
+def test_a_small_write_is_one_request(bucket: str, server: str) -> None:
+    files = Store(bucket.replace("/maps", "/single")).files
+    files.put("a/b", b"x" * 1000)
+    assert files.get("a/b") == b"x" * 1000
+    assert files.get("a/missing") is None
+    assert [entry.key for entry in files.entries("a")] == ["a/b"]
+    assert [entry.key for entry in files.entries("")] == ["a/b"]  # no marker objects
+
+
+def test_there_is_no_lock_in_a_bucket(bucket: str) -> None:
+    folder = Store(bucket).sweep("x")
+    with SweepLock(folder) as lock:
+        assert lock.handle is None
+    assert is_locked(folder) is None
+
+
+def test_a_missing_bucket_is_named(server: str, bucket: str) -> None:
+    files = Store(f"s3://nowhere/x?endpoint={server}").files
+    with pytest.raises(StoreError, match="cannot write s3://nowhere"):
+        files.put("a", b"b")
+
+
+def test_an_unreachable_server_is_an_error_of_the_store(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = Store("s3://fractal/x?endpoint=http://127.0.0.1:9").files
+    with pytest.raises(StoreError, match="cannot read"):
+        files.get("a")
