@@ -77,7 +77,9 @@ def test_parts_import_only_what_lies_below_them() -> None:
 
 
 def test_nobody_imports_the_command_line() -> None:
-    importers = {part_of(path) for path, name in all_imports() if name.startswith("fractal_k8s.cli")}
+    importers = {
+        part_of(path) for path, name in all_imports() if name.startswith("fractal_k8s.cli")
+    }
     assert importers <= {"cli", "__main__"}
 
 

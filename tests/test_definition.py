@@ -97,7 +97,9 @@ def test_files_count_by_content_and_not_by_path() -> None:
     ("raw", "expected"),
     [
         pytest.param(
-            changed("axes.x.hig", 3.0), "axes.x.hig: unknown key; did you mean 'high'", id="unknown key"
+            changed("axes.x.hig", 3.0),
+            "axes.x.hig: unknown key; did you mean 'high'",
+            id="unknown key",
         ),
         pytest.param(
             changed("training.widht", 3),
@@ -154,10 +156,13 @@ def test_files_count_by_content_and_not_by_path() -> None:
             id="no values",
         ),
         pytest.param(
-            changed("axes.y.knob", "input_lr"), "axes: both axes turn 'input_lr'", id="one knob twice"
+            changed("axes.y.knob", "input_lr"),
+            "axes: both axes turn 'input_lr'",
+            id="one knob twice",
         ),
         pytest.param(
-            changed("resolution", [0, 4]), "resolution: an axis over a range needs at least 2 rows, got 0",
+            changed("resolution", [0, 4]),
+            "resolution: an axis over a range needs at least 2 rows, got 0",
             id="resolution 0",
         ),
         pytest.param(
@@ -173,7 +178,9 @@ def test_files_count_by_content_and_not_by_path() -> None:
             "resolution: 7 columns, but axes.x.values has 2",
             id="list of another length",
         ),
-        pytest.param(changed("model", "cnn"), "model: must be 'mlp' or 'gpt', got 'cnn'", id="model"),
+        pytest.param(
+            changed("model", "cnn"), "model: must be 'mlp' or 'gpt', got 'cnn'", id="model"
+        ),
         pytest.param(changed("name", "Upper"), "name: must be lower-case", id="name"),
         pytest.param(
             changed("name", "a" * 41), "name: has 41 characters, at most 40 fit", id="long name"
@@ -184,7 +191,8 @@ def test_files_count_by_content_and_not_by_path() -> None:
             id="minibatch",
         ),
         pytest.param(
-            changed("verdict", {"bound": 3.0}), "verdict: bound does not belong to rule 'ratio'",
+            changed("verdict", {"bound": 3.0}),
+            "verdict: bound does not belong to rule 'ratio'",
             id="setting of another rule",
         ),
         pytest.param(

@@ -117,7 +117,8 @@ def same(a: Outcome, b: Outcome) -> bool:
     return (
         a.losses.tobytes() == b.losses.tobytes()
         and (a.state, a.steps) == (b.state, b.steps)
-        and np.array([a.ratio, a.final_loss]).tobytes() == np.array([b.ratio, b.final_loss]).tobytes()
+        and np.array([a.ratio, a.final_loss]).tobytes()
+        == np.array([b.ratio, b.final_loss]).tobytes()
     )
 
 

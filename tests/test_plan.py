@@ -18,7 +18,9 @@ def preset(name: str, *settings: str, resolution: int | None = None) -> Sweep:
     ("settings", "steps", "distinct", "one_step", "few"),
     [
         # reference/features.md E: 128 levels, "few" there means fewer than 20 steps, here at most
-        pytest.param(("training.batch_size=8", "training.max_seq_len=128"), (1, 977), 92, 1, 55, id="8x128"),
+        pytest.param(
+            ("training.batch_size=8", "training.max_seq_len=128"), (1, 977), 92, 1, 55, id="8x128"
+        ),
         pytest.param(("training.batch_size=8",), (1, 123), 54, 39, 93, id="8x1024"),
         pytest.param((), (1, 21), 21, 72, 126, id="48x1024"),
         pytest.param(("axes.x.low=5e3", "axes.x.high=5e5"), (1, 11), 11, 64, 128, id="5K-500K"),
@@ -66,7 +68,9 @@ def test_time_follows_from_seconds_per_step_of_the_distinct_points() -> None:
 
 
 def test_steps_that_depend_on_the_data_are_not_guessed() -> None:
-    made = forecast(preset("docvqa-d20", "training.token_accounting=supervised"), seconds_per_step=1)
+    made = forecast(
+        preset("docvqa-d20", "training.token_accounting=supervised"), seconds_per_step=1
+    )
     assert made.steps is None
     assert made.worker_seconds is None
     assert made.distinct == 16_384

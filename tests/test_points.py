@@ -55,9 +55,7 @@ def test_a_log_value_is_the_correctly_rounded_formula(
 
 
 @given(ranges(), scales, counts)
-def test_values_survive_json_and_toml(
-    ends: tuple[float, float], scale: str, count: int
-) -> None:
+def test_values_survive_json_and_toml(ends: tuple[float, float], scale: str, count: int) -> None:
     values = list(axis_values(*ends, scale, count))  # type: ignore[arg-type]
     assert json.loads(json.dumps(values)) == values
     assert tomllib.loads(f"values = {values}")["values"] == values

@@ -67,7 +67,11 @@ def outcome_of(sweep: Sweep, index: int, losses: list[float], **changes: Any) ->
 
 
 def stored(
-    folder: SweepStore, sweep: Sweep, outcomes: list[Outcome], shard: str = "aaaaaa-00000", **where: Any
+    folder: SweepStore,
+    sweep: Sweep,
+    outcomes: list[Outcome],
+    shard: str = "aaaaaa-00000",
+    **where: Any,
 ) -> Attempt:
     attempt = Attempt(folder, sweep, shard, replace(HERE, **where))
     for outcome in outcomes:
@@ -122,7 +126,9 @@ def test_only_what_is_not_finite_becomes_not_finite_in_float32() -> None:
 finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
-@given(st.lists(st.lists(finite | st.just(math.inf), min_size=1, max_size=5), min_size=1, max_size=6))
+@given(
+    st.lists(st.lists(finite | st.just(math.inf), min_size=1, max_size=5), min_size=1, max_size=6)
+)
 def test_outcomes_survive_parquet_bit_for_bit(series: list[list[float]]) -> None:
     sweep = mlp_sweep(resolution=[2, 3])
     outcomes = [outcome_of(sweep, index, losses) for index, losses in enumerate(series)]
@@ -365,7 +371,9 @@ def test_equal_duplicates_are_one_point(folder: SweepStore, sweep: Sweep) -> Non
 def test_duplicates_that_differ_are_reported(folder: SweepStore, sweep: Sweep) -> None:
     stored(folder, sweep, [outcome_of(sweep, 4, [4.0, 1.0])])
     stored(folder, sweep, [outcome_of(sweep, 4, [4.0, 1.0 + 1e-6])])
-    assert grid_of(folder, sweep).problems == ["point (1, 1) has 2 results that differ; the first counts"]
+    assert grid_of(folder, sweep).problems == [
+        "point (1, 1) has 2 results that differ; the first counts"
+    ]
 
 
 def test_points_of_two_numerics_classes_are_not_one_map(folder: SweepStore, sweep: Sweep) -> None:
@@ -434,7 +442,11 @@ def test_a_shard_reads_its_own_objects_and_those_of_other_deals(
     folder: SweepStore, sweep: Sweep
 ) -> None:
     mine, other = Deal(points_per_shard=2), Deal(points_per_shard=3)
-    shards = [Dealt(sweep, mine).shard(0), Dealt(sweep, mine).shard(1), Dealt(sweep, other).shard(0)]
+    shards = [
+        Dealt(sweep, mine).shard(0),
+        Dealt(sweep, mine).shard(1),
+        Dealt(sweep, other).shard(0),
+    ]
     for number, shard in enumerate(shards):
         stored(folder, sweep, [outcome_of(sweep, number, [1.0])], shard=shard.name)
     found = {entry.key.split("/")[-1][:12] for entry in folder.shard_entries(mine, shards[0].name)}

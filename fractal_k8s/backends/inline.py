@@ -30,7 +30,7 @@ class InlineRun:
             if code == EXIT_COMPLETE:
                 status.done += 1
             elif code == EXIT_RETRY:
-                status.failed[index] = "some points failed"
+                status.failed.setdefault(index, "some points failed")
             else:  # a signal reached the worker; its own handlers are gone, whoever waits has some
                 status.pending += 1
                 self._cancelled = True

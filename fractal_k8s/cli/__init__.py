@@ -44,7 +44,7 @@ class _Group(click.Group):
     """Loads commands on demand and is the one place where errors become messages."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [*COMMANDS]  # the name `list` is the module cli/list.py here, once it is loaded
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
@@ -55,7 +55,7 @@ class _Group(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([*COMMANDS.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -63,7 +63,7 @@ class _Group(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             from fractal_k8s.cli.common import near_command
 
-            raise click.UsageError(f"no command {args[0]!r}{near_command(args[0], list(COMMANDS))}")
+            raise click.UsageError(f"no command {args[0]!r}{near_command(args[0], [*COMMANDS])}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -176,10 +176,12 @@ class GPT(nn.Module):
         """A model around given weights, in their own dtypes, without initialising any.
 
         Raises:
-            RuntimeError: a tensor is missing, left over, or of another shape.
+            ValueError: a tensor is missing, left over, or of another shape.
         """
         with torch.device("meta"):
             model = cls(config, compute_dtype=compute_dtype)
+        if reason := misfit(model.state_dict(), weights):
+            raise ValueError(reason)
         model.load_state_dict(weights, strict=True, assign=True)
         model.cos, model.sin = rotary_tables(config.max_positions, config.head_dim)
         return model
@@ -219,6 +221,22 @@ class GPT(nn.Module):
             labels.flatten(),
             ignore_index=IGNORED_LABEL,
         )
+
+
+def misfit(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str | None:
+    """How `found` differs from the tensors a model needs, or None if it does not."""
+    if missing := sorted(expected.keys() - found.keys()):
+        return f"lacks {_some(missing)}"
+    if unknown := sorted(found.keys() - expected.keys()):
+        return f"has {_some(unknown)}, which nanochat 8f979a8 does not have"
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape:
+            return f"{name} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
+    return None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def config_from_dict(raw: dict[str, Any]) -> GPTConfig:

@@ -28,6 +28,7 @@ from fractal_k8s.results.grid import TRAINABLE, Grid
 
 PANEL_TITLES: Final = ("Trainability Boundary", "Final Loss (trainable runs)", "Binary Trainable")
 _DPI: Final = 150
+_MAP_LAYER: Final = 1.0
 
 Floats = npt.NDArray[np.float64]
 
@@ -102,14 +103,22 @@ def _map(
             cmap=colours,
             vmin=limits[0],
             vmax=limits[1],
+            zorder=_MAP_LAYER,
         )
     else:
         picture = axes.pcolormesh(
-            x.edges, y.edges, shown, cmap=colours, vmin=limits[0], vmax=limits[1]
+            x.edges,
+            y.edges,
+            shown,
+            cmap=colours,
+            vmin=limits[0],
+            vmax=limits[1],
+            zorder=_MAP_LAYER,
         )
     if failed.any():
         marks = np.ma.masked_where(~failed, np.ones(failed.shape))
-        axes.pcolormesh(x.edges, y.edges, marks, cmap=ListedColormap([FAILED_COLOUR]))
+        amber = ListedColormap([FAILED_COLOUR])
+        axes.pcolormesh(x.edges, y.edges, marks, cmap=amber, zorder=_MAP_LAYER)
     axes.set_xlim(x.edges[0], x.edges[-1])
     axes.set_ylim(y.edges[0], y.edges[-1])
     axes.set_xlabel(x.label)
@@ -129,12 +138,13 @@ def _hatch(axes: Axes, missing: npt.NDArray[np.bool_], y: AxisView, x: AxisView)
         edgecolor="#9A9A9A",
         hatch="////",
         linewidth=0,
-        zorder=0.6,
+        zorder=_MAP_LAYER - 0.4,
     )
     axes.add_patch(box)
     # cells that are not missing but have no value in this panel are plain, not hatched
     plain = np.ma.masked_where(missing, np.ones(missing.shape))
-    axes.pcolormesh(x.edges, y.edges, plain, cmap=ListedColormap([NO_VALUE_COLOUR]), zorder=0.7)
+    grey = ListedColormap([NO_VALUE_COLOUR])
+    axes.pcolormesh(x.edges, y.edges, plain, cmap=grey, zorder=_MAP_LAYER - 0.2)
 
 
 def _limits(losses: Floats) -> tuple[float, float]:

@@ -69,9 +69,8 @@ def load_materials(sweep: Sweep) -> Materials:
     tensors = _upcast(weights.tensors) if dtype == torch.float32 else weights.tensors
     try:
         model = GPT.from_weights(config, tensors, compute_dtype=dtype)
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())
-        raise CorruptError(f"{files.model}: does not fit {files.meta.name}: {detail}") from None
+    except ValueError as error:
+        raise CorruptError(f"{files.model}: does not fit {files.meta.name}: {error}") from None
     tokenizer = load_tokenizer(files.tokenizer.parent)
     if tokenizer.vocab_size != config.vocab_size:
         raise CorruptError(

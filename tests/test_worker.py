@@ -1,0 +1,358 @@
+"""A shard: what it trains, what it prints, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import mlp_raw, mlp_sweep
+from fractal_k8s.aggregate import read_grid
+from fractal_k8s.errors import EXIT_COMPLETE, EXIT_RETRY, ConflictError
+from fractal_k8s.results.outcome import Environment, Outcome, State
+from fractal_k8s.results.store import Plan, Store, SweepStore
+from fractal_k8s.sweep.deal import Deal
+from fractal_k8s.sweep.definition import Sweep
+from fractal_k8s.sweep.points import Point
+from fractal_k8s.worker import Worker
+
+
+class RecordingTrainer:
+    """Trains nothing; notes which points were asked for. A point's numbers are its index."""
+
+    def __init__(self, sweep: Sweep, **changes: Any) -> None:
+        self.sweep = sweep
+        self.changes = changes
+        self.environment = Environment(numerics_class="test")
+        self.trained: list[int] = []
+
+    def train(self, points: Sequence[Point], beat: Callable[[], None]) -> Iterator[Outcome]:
+        for point in points:
+            beat()
+            self.trained.append(point.index)
+            outcome = Outcome(
+                index=point.index,
+                i=point.i,
+                j=point.j,
+                y=point.y,
+                x=point.x,
+                state=State.TRAINED,
+                run_seed=0,
+                steps=1,
+                first_loss=2.0,
+                final_loss=1.0,
+                ratio=0.5,
+                losses=np.array([2.0, 1.0], np.float32),
+            )
+            yield replace(outcome, **self.changes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[[Sweep], SweepStore]:
+    return lambda sweep: Store(str(tmp_path / "runs")).sweep(sweep.id)
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RecordingTrainer]:
+    def use(sweep: Sweep, **changes: Any) -> RecordingTrainer:
+        made = RecordingTrainer(sweep, **changes)
+        monkeypatch.setattr("fractal_k8s.train.open_trainer", lambda sweep: made)
+        return made
+
+    return use
+
+
+def run(folder: SweepStore, plan: Plan, index: int, **options: Any) -> tuple[int, list[str]]:
+    lines: list[str] = []
+    return Worker(folder, plan, index, emit=lines.append, **options).run(), lines
+
+
+def test_a_worker_trains_its_points_and_nothing_else(folder: Any, trainer: Any) -> None:
+    sweep = mlp_sweep(resolution=[4, 4])
+    made = trainer(sweep)
+    plan = Plan(sweep, Deal(points_per_shard=6))
+    code, lines = run(folder(sweep), plan, 1)
+    assert code == EXIT_COMPLETE
+    grid = read_grid(folder(sweep), plan)
+    assert np.flatnonzero(grid.known.ravel()).tolist() == sorted(made.trained)
+    assert len(made.trained) == 6
+    assert len(lines) == 7
+
+
+def test_what_is_stored_is_not_trained_again(folder: Any, trainer: Any) -> None:
+    sweep = mlp_sweep(resolution=[4, 4])
+    plan = Plan(sweep, Deal(points_per_shard=16))
+    trainer(sweep)
+    run(folder(sweep), plan, 0)
+    again = trainer(sweep)
+    code, lines = run(folder(sweep), plan, 0)
+    assert (code, again.trained) == (EXIT_COMPLETE, [])
+    assert "all 16 points are stored, nothing to train" in lines[0]
+    other_deal = Plan(sweep, Deal(points_per_shard=5))
+    assert run(folder(sweep), other_deal, 2)[0] == EXIT_COMPLETE
+    assert again.trained == []
+
+
+def test_failed_points_are_trained_again_and_ask_for_another_attempt(
+    folder: Any, trainer: Any
+) -> None:
+    sweep = mlp_sweep(resolution=[2, 2])
+    plan = Plan(sweep, Deal(points_per_shard=4))
+    trainer(sweep, state=State.FAILED, error="out of memory")
+    code, lines = run(folder(sweep), plan, 0)
+    assert code == EXIT_RETRY
+    assert "failed: out of memory" in lines[1]
+    again = trainer(sweep)
+    assert run(folder(sweep), plan, 0)[0] == EXIT_COMPLETE
+    assert sorted(again.trained) == [0, 1, 2, 3]
+    assert read_grid(folder(sweep), plan).known.all()
+
+
+def test_diverged_points_are_results(folder: Any, trainer: Any) -> None:
+    sweep = mlp_sweep(resolution=[2, 2])
+    plan = Plan(sweep, Deal(points_per_shard=4))
+    trainer(sweep, state=State.DIVERGED, final_loss=float("nan"))
+    assert run(folder(sweep), plan, 0)[0] == EXIT_COMPLETE
+    assert read_grid(folder(sweep), plan).counts()["diverged"] == 4
+
+
+def test_an_experiment_is_trained_once_and_stored_for_every_point_it_stands_for(
+    folder: Any, trainer: Any
+) -> None:
+    sweep = Sweep.parse(
+        {
+            "name": "tokens",
+            "model": "gpt",
+            "dataset": "docvqa",
+            "resolution": [2, 30],
+            "axes": {
+                "y": {"knob": "lr", "low": 1e-6, "high": 1e-3},
+                "x": {"knob": "tokens", "low": 1e3, "high": 1e5},
+            },
+        }
+    )
+    made = trainer(sweep)
+    plan = Plan(sweep, Deal(points_per_shard=100))
+    assert run(folder(sweep), plan, 0)[0] == EXIT_COMPLETE
+    grid = read_grid(folder(sweep), plan)
+    assert len(made.trained) == 2 * 3  # one, two and three steps
+    assert grid.known.all()
+    record = grid.record(1, 7)
+    assert record is not None
+    assert record["tokens"] == sweep.x_values[7]
+    assert len(grid.table) == 60
+
+
+def test_a_machine_of_another_numerics_class_must_be_accepted(folder: Any, trainer: Any) -> None:
+    sweep = mlp_sweep(resolution=[2, 2])
+    trainer(sweep)
+    run(folder(sweep), Plan(sweep, Deal(points_per_shard=2)), 0)
+    made = trainer(sweep)
+    made.environment = Environment(numerics_class="another")
+    plan = Plan(sweep, Deal(points_per_shard=4))
+    with pytest.raises(
+        ConflictError, match="numerics class 'test', this machine would add 'another'"
+    ):
+        run(folder(sweep), plan, 0)
+    assert made.trained == []
+    assert run(folder(sweep), plan, 0, allow_mixed=True)[0] == EXIT_COMPLETE
+
+
+def test_a_line_tells_a_point_s_whole_story(folder: Any, trainer: Any) -> None:
+    sweep = mlp_sweep(resolution=[2, 2])
+    trainer(sweep)
+    _, lines = run(folder(sweep), Plan(sweep, Deal(points_per_shard=4)), 0)
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d \(  0,  0\)  output_lr=0.01 +input_lr=0.01 +steps 1 +loss 2 -> 1  trainable"
+        r"  \S+ points/s  1/4",
+        lines[1],
+    )
+    assert lines[-1].endswith("4/4")
+
+
+def test_the_listener_hears_of_every_point(folder: Any, trainer: Any) -> None:
+    sweep = mlp_sweep(resolution=[2, 2])
+    trainer(sweep)
+    events: list[Any] = []
+    run(folder(sweep), Plan(sweep, Deal(points_per_shard=4)), 0, listener=events.append)
+    assert sorted(event.index for event in events) == [0, 1, 2, 3]
+
+
+# --- as a process ---
+
+
+def start(plan_file: Path, store: Path, shard: int = 0, **env: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fractal_k8s", "worker", "--store", str(store)]
+    return subprocess.Popen(
+        [*command, "--sweep", str(plan_file), "--shard", str(shard)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **env},
+    )
+
+
+def plan_file(tmp_path: Path, sweep: Sweep, deal: Deal | None = None) -> Path:
+    path = tmp_path / "sweep.json"
+    path.write_text(Plan(sweep, deal or Deal(points_per_shard=sweep.num_points)).to_json())
+    return path
+
+
+def slow_sweep() -> Sweep:
+    """Some tens of seconds of training in many groups."""
+    raw = mlp_raw(resolution=[200, 200])
+    raw["training"] = {"width": 8, "steps": 400}
+    return Sweep.parse(raw)
+
+
+def test_sigterm_saves_what_is_done_and_ends_with_143(tmp_path: Path) -> None:
+    sweep = slow_sweep()
+    process = start(plan_file(tmp_path, sweep), tmp_path / "runs")
+    assert process.stdout is not None
+    for _ in range(50):
+        process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    stored = int(re.search(r"stopped after (\d+) points, which are stored", out).group(1))  # type: ignore[union-attr]
+    folder = Store(str(tmp_path / "runs")).sweep(sweep.id)
+    assert int(read_grid(folder, Plan(sweep, Deal())).known.sum()) == stored >= 49
+
+
+def test_the_index_comes_from_the_environment_of_a_job(tmp_path: Path) -> None:
+    sweep = mlp_sweep(resolution=[3, 4])
+    path = plan_file(tmp_path, sweep, Deal(points_per_shard=5))
+    command = [sys.executable, "-m", "fractal_k8s", "worker"]
+    arguments = ["--store", str(tmp_path / "runs"), "--sweep", str(path)]
+    done = subprocess.run(
+        command + arguments,
+        env={**os.environ, "JOB_COMPLETION_INDEX": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    folder = Store(str(tmp_path / "runs")).sweep(sweep.id)
+    assert read_grid(folder, Plan(sweep, Deal())).known.sum() == 2
+    by_id = subprocess.run(
+        [*command, "--store", str(tmp_path / "runs"), "--sweep", sweep.id, "--shard", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert by_id.returncode == 0, by_id.stderr
+    assert read_grid(folder, Plan(sweep, Deal())).known.sum() == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        pytest.param(lambda text: text, 64, "shard 99 does not exist", id="no such shard"),
+        pytest.param(
+            lambda text: text[:-20], 65, "not a sweep written by fractal-k8s", id="cut file"
+        ),
+        pytest.param(
+            lambda text: text.replace('"width": 4', '"width": 0'),
+            64,
+            "training.width",
+            id="settings",
+        ),
+    ],
+)
+def test_a_worker_that_cannot_work_says_why(
+    change: Callable[[str], str], code: int, message: str, tmp_path: Path
+) -> None:
+    path = plan_file(tmp_path, mlp_sweep(resolution=[3, 4]))
+    path.write_text(change(path.read_text()))
+    process = start(path, tmp_path / "runs", shard=99)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert err.startswith("Error: ")
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_corrupt_weights_end_with_65(tmp_path: Path, golden: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(golden, broken)
+    weights = broken / "checkpoints" / "model_000300.pt"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    raw = {
+        "name": "tuned",
+        "model": "gpt",
+        "checkpoint": str(broken),
+        "dataset": f"conversations:{golden}/conversations.jsonl",
+        "resolution": [2, 2],
+        "axes": {
+            "y": {"knob": "matrix_lr", "low": 1e-3, "high": 1e-1},
+            "x": {"knob": "unembedding_lr", "low": 1e-3, "high": 1e-1},
+        },
+    }
+    process = start(plan_file(tmp_path, Sweep.parse(raw)), tmp_path / "runs")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 65
+    assert "damaged or truncated" in err
+
+
+def test_a_hung_trainer_is_ended_with_70_and_what_is_done_is_kept(tmp_path: Path) -> None:
+    """The watchdog in a real process: a step that never returns."""
+    sweep = mlp_sweep(resolution=[2, 2])
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_worker import RecordingTrainer
+from fractal_k8s.results.store import Plan, Store
+import fractal_k8s.train
+from fractal_k8s.worker import Worker
+
+plan = Plan.from_json(open({str(plan_file(tmp_path, sweep))!r}).read(), source="x")
+
+class Hanging(RecordingTrainer):
+    def train(self, points, beat):
+        for number, outcome in enumerate(super().train(points, beat)):
+            if number == 2:
+                time.sleep(600)
+            yield outcome
+
+fractal_k8s.train.open_trainer = Hanging
+sys.exit(Worker(Store({str(tmp_path / "runs")!r}).sweep(plan.sweep.id), plan, 0).run())
+"""
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "FRACTAL_K8S_HANG_SECONDS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 70, done.stderr
+    assert time.monotonic() - began < 30
+    assert "no training step for" in done.stderr
+    folder = Store(str(tmp_path / "runs")).sweep(sweep.id)
+    assert read_grid(folder, Plan(sweep, Deal())).known.sum() == 2
+
+
+def test_the_stored_log_has_a_line_per_point(folder: Any, trainer: Any) -> None:
+    sweep = mlp_sweep(resolution=[2, 2])
+    trainer(sweep, ratio=float("nan"))
+    run(folder(sweep), Plan(sweep, Deal(points_per_shard=4)), 0)
+    lines = folder(sweep).read_logs()
+    assert len(lines) == 4
+    assert {"time", "shard", "attempt", "i", "j", "output_lr", "input_lr", "state"} <= set(lines[0])
+    assert lines[0]["ratio"] == "nan"
+    assert json.loads(json.dumps(lines, allow_nan=False)) == lines
