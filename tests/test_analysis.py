@@ -13,6 +13,9 @@ import pytest
 from fractal_k8s.analysis.boundary import find_edge, published_boundary
 from fractal_k8s.analysis.box_dimension import aligned, published, scaling_range, windows
 from fractal_k8s.analysis.measure import measure_of, rank_colours
+from fractal_k8s.results.outcome import loss_facts
+from fractal_k8s.results.verdict import is_trainable
+from fractal_k8s.sweep.rule import VerdictRule
 
 Mask = npt.NDArray[np.bool_]
 Random = np.random.Generator
@@ -239,7 +242,20 @@ def original(losses: npt.NDArray[np.float64], clip: float = 1e6) -> float:
     """The measure as the notebook's cell 13 describes it, on a whole series."""
     values = np.where(np.isfinite(losses), losses, clip) / losses[0]
     values = np.minimum(values, clip)
-    return float(-values.sum() if values[-20:].mean() < 1 else (1 / values).sum())
+    return float(-values.sum() if converged(losses) else (1 / values).sum())
+
+
+def converged(losses: npt.NDArray[np.float64], clip: float = 1e6) -> bool:
+    values = np.where(np.isfinite(losses), losses, clip) / losses[0]
+    return bool(np.minimum(values, clip)[-20:].mean() < 1)
+
+
+def test_the_default_rule_is_the_original_study_s_test() -> None:
+    rule = VerdictRule()
+    for losses in (np.linspace(2, 0.1, 100), np.geomspace(2, 1e30, 100), np.full(100, 1.5)):
+        ratio, final = loss_facts(losses, rule.window).ratio, losses[-1]
+        found = is_trainable(rule, np.array(True), np.array(ratio), np.array(final))
+        assert bool(found) == converged(losses)
 
 
 @pytest.mark.parametrize(
@@ -253,12 +269,12 @@ def original(losses: npt.NDArray[np.float64], clip: float = 1e6) -> float:
     ],
 )
 def test_the_measure_is_the_original_study_s(losses: npt.NDArray[np.float64]) -> None:
-    assert measure_of(losses, 100) == pytest.approx(original(losses), rel=1e-12)
+    assert measure_of(losses, 100, converged(losses)) == pytest.approx(original(losses), rel=1e-12)
 
 
 def test_a_run_that_ended_early_counts_as_lost_for_the_rest() -> None:
     whole = np.r_[np.geomspace(1.2, 1e300, 40), [np.nan] * 60]
-    assert measure_of(whole[:41], 100) == pytest.approx(original(whole), rel=1e-12)
+    assert measure_of(whole[:41], 100, trainable=False) == pytest.approx(original(whole), rel=1e-12)
 
 
 def test_rank_colours_keep_the_sides_apart_and_holes_open() -> None:

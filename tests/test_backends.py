@@ -167,27 +167,26 @@ def test_any_kill_at_any_moment_then_resume_gives_the_same_map(tmp_path: Path) -
     store = Store(str(tmp_path / "runs"))
     chance = random.Random(0)
     kills = 0
+    timers: list[threading.Timer] = []
+
+    def strike(run: LocalRun) -> None:
+        nonlocal kills
+        for child in list(run._children.values()):
+            child.process.send_signal(signal.SIGKILL)
+            kills += 1
+        if kills < 12:
+            arm(run)
+
+    def arm(run: Any) -> None:
+        timers.append(threading.Timer(chance.uniform(0.2, 4.0), strike, (run,)))
+        timers[-1].start()
+
     for _ in range(40):
         launch = controller.prepare(sweep, store, workers=2)
         if not launch.missing:
             break
-        killer: list[threading.Timer] = []
-
-        def strike(run: LocalRun) -> None:
-            nonlocal kills
-            for child in list(run._children.values()):
-                child.process.send_signal(signal.SIGKILL)
-                kills += 1
-            if kills < 12:
-                arm(run)
-
-        def arm(run: LocalRun) -> None:
-            timer = threading.Timer(chance.uniform(0.2, 4.0), strike, (run,))
-            killer.append(timer)
-            timer.start()
-
-        controller.train(launch, LocalBackend(workers=2), Silent(), started=arm)  # type: ignore[arg-type]
-        for timer in killer:
+        controller.train(launch, LocalBackend(workers=2), Silent(), started=arm)
+        for timer in timers:
             timer.cancel()
     grid = read_grid(store.sweep(sweep.id), Plan(sweep, Deal()))
     assert kills >= 4

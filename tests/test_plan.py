@@ -40,10 +40,11 @@ def test_degenerate_token_columns_are_counted(
 
 def test_a_sweep_whose_every_run_is_shorter_than_the_window_is_called_out() -> None:
     made = forecast(preset("docvqa-d20"))
-    assert made.notes == [
+    expected = (
         "128 of 128 columns make at most 20 steps, so the verdict's window of 20 losses holds the "
         "first loss; give more tokens or a smaller verdict.window"
-    ]
+    )
+    assert made.notes == [expected]
 
 
 def test_long_runs_need_no_note() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import tomllib
 from decimal import Decimal, localcontext
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -31,7 +32,7 @@ def test_the_ends_are_exact_and_the_values_do_not_fall(
     values = axis_values(*ends, scale, count)  # type: ignore[arg-type]
     assert (values[0], values[-1]) == ends
     assert len(values) == count
-    assert all(a <= b for a, b in zip(values, values[1:], strict=False))
+    assert all(a <= b for a, b in pairwise(values))
 
 
 @given(ranges(), scales, counts)

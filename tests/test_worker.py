@@ -174,8 +174,8 @@ def test_a_line_tells_a_point_s_whole_story(folder: Any, trainer: Any) -> None:
     trainer(sweep)
     _, lines = run(folder(sweep), Plan(sweep, Deal(points_per_shard=4)), 0)
     assert re.fullmatch(
-        r"\d\d:\d\d:\d\d \(  0,  0\)  output_lr=0.01 +input_lr=0.01 +steps 1 +loss 2 -> 1  trainable"
-        r"  \S+ points/s  1/4",
+        r"\d\d:\d\d:\d\d \(  0,  0\)  output_lr=0.01 +input_lr=0.01 +steps 1 +loss 2 -> 1  "
+        r"trainable  \S+ points/s  1/4",
         lines[1],
     )
     assert lines[-1].endswith("4/4")
@@ -225,7 +225,9 @@ def test_sigterm_saves_what_is_done_and_ends_with_143(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 143
-    stored = int(re.search(r"stopped after (\d+) points, which are stored", out).group(1))  # type: ignore[union-attr]
+    told = re.search(r"stopped after (\d+) points, which are stored", out)
+    assert told is not None
+    stored = int(told[1])
     folder = Store(str(tmp_path / "runs")).sweep(sweep.id)
     assert int(read_grid(folder, Plan(sweep, Deal())).known.sum()) == stored >= 49
 
@@ -276,7 +278,7 @@ def test_a_worker_that_cannot_work_says_why(
     path = plan_file(tmp_path, mlp_sweep(resolution=[3, 4]))
     path.write_text(change(path.read_text()))
     process = start(path, tmp_path / "runs", shard=99)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert err.startswith("Error: ")
     assert message in err

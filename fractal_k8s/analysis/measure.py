@@ -10,17 +10,16 @@ import numpy.typing as npt
 from fractal_k8s.results.grid import Grid
 
 _CLIP: Final = 1e6
-_WINDOW: Final = 20
 
 Floats = npt.NDArray[np.float64]
 
 
 def convergence_measure(grid: Grid) -> Floats:
-    """-(sum of normalised losses) where a run converged, +(sum of 1 / normalised loss) where not.
+    """-(sum of normalised losses) where a run is trainable, +(sum of 1 / normalised loss) where not.
 
     Losses are divided by the first one and clipped at 1e6; a non-finite loss counts as 1e6, and so
-    does every step that a run which ended early did not make. Converged means that the mean of the
-    last 20 is below 1. (arXiv:2402.06184, cell 13 of its notebook.)
+    does every step that a run which ended early did not make (arXiv:2402.06184, cell 13 of its
+    notebook). The study's own test, mean of the last 20 below 1, is the default verdict rule.
 
     Returns:
         shape (rows, columns), NaN where there is no result.
@@ -31,7 +30,9 @@ def convergence_measure(grid: Grid) -> Floats:
     total = int(counts.max(initial=0))
     for point, start, count in zip(grid.point_indexes(), offsets, counts, strict=False):
         if count:
-            measure[point] = measure_of(values[start : start + count], _planned(grid, count, total))
+            steps = _planned(grid, count, total)
+            series = values[start : start + count]
+            measure[point] = measure_of(series, steps, bool(grid.trainable.flat[point]))
     measure[~grid.known.ravel()] = np.nan
     return measure.reshape(grid.states.shape)
 
@@ -47,7 +48,7 @@ def _varies(grid: Grid) -> bool:
     return "tokens" in (grid.sweep.x_knob.name, grid.sweep.y_knob.name)
 
 
-def measure_of(losses: npt.NDArray[np.floating], steps: int) -> float:
+def measure_of(losses: npt.NDArray[np.floating], steps: int, trainable: bool) -> float:
     """The measure of one series that should have had `steps` losses."""
     series = losses.astype(np.float64)
     first = series[0]
@@ -56,8 +57,7 @@ def measure_of(losses: npt.NDArray[np.floating], steps: int) -> float:
         normalised = np.minimum(series / first, _CLIP)
         absent = max(0, steps - len(series))
         lost = min(_CLIP / first, _CLIP)
-        tail = np.concatenate([normalised, np.full(min(absent, _WINDOW), lost)])[-_WINDOW:]
-        if tail.mean() < 1:
+        if trainable:
             return -float(normalised.sum() + absent * lost)
         return float((1 / normalised).sum() + absent / lost)
 

@@ -188,6 +188,11 @@ def duration(seconds: float) -> str:
     return f"{int(days)} d {int(rest // 3600)} h"
 
 
+def per_second(rate: float) -> str:
+    """A speed in points per second: "0.42", "17.3", "3,850"."""
+    return f"{rate:,.0f} points/s" if rate >= 100 else f"{rate:.3g} points/s"
+
+
 def summary_lines(summary: dict[str, Any]) -> list[str]:
     """A map's numbers for a terminal."""
     counts = summary.get("counts", {})

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fractal_k8s.cli.common import duration
+from fractal_k8s.cli.common import duration, per_second
 from fractal_k8s.results.grid import DIVERGED, FAILED, MISSING, NOT_TRAINABLE, TRAINABLE
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.worker import PointEvent
@@ -56,6 +56,9 @@ class Progress:
     def rate(self) -> float:
         """Points per second over the last minute."""
         now, done = time.monotonic(), self.done
+        if done == self._at_start:  # the time until the first point says nothing about the others
+            self._history[0] = (now, done)
+            return 0.0
         if now - self._history[-1][0] > 0.5:
             self._history.append((now, done))
         while len(self._history) > 2 and now - self._history[0][0] > 60:
@@ -68,7 +71,7 @@ class Progress:
         done = self.done
         parts = [f"{done:,}/{self.total:,} points", f"{self.count(DIVERGED):,} diverged"]
         parts.append(f"{self.count(FAILED):,} failed")
-        parts.append(f"{rate:.3g} points/s")
+        parts.append(per_second(rate))
         if done == self.total:
             parts.append(f"done in {duration(time.monotonic() - self.begun)}")
         elif rate > 0:

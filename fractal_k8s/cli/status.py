@@ -13,6 +13,7 @@ from fractal_k8s.cli.common import (
     echo_json,
     json_option,
     open_store,
+    per_second,
     store_option,
 )
 
@@ -85,7 +86,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     ]
     if facts["seconds_left"] is not None:
         lines.append(
-            f"  {facts['points_per_s']:.3g} points/s, {duration(facts['seconds_left'])} left"
+            f"  {per_second(facts['points_per_s'])}, {duration(facts['seconds_left'])} left"
         )
     if known < facts["points"] and facts["running"] is False:
         lines.append(f"  continue with: fractal-k8s resume {facts['sweep']}")

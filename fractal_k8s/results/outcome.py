@@ -108,8 +108,8 @@ def loss_facts(losses: npt.NDArray[np.floating], window: int) -> LossFacts:
 def storable(losses: npt.NDArray[np.floating]) -> Losses:
     """The series as float32, where only what was non-finite becomes non-finite.
 
-    A finite float64 loss beyond float32's range is stored as float32's largest number, and every NaN
-    as the same NaN: its sign and payload depend on the place in a vector register.
+    A finite float64 loss beyond float32's range is stored as float32's largest number, and every
+    NaN as the same NaN: its sign and payload depend on the place in a vector register.
     """
     finite = np.clip(losses, -_FLOAT32_MAX, _FLOAT32_MAX)
     kept = np.where(np.isfinite(losses), finite, losses)

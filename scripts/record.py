@@ -1,0 +1,116 @@
+"""The parts of README.md that are made from the program: `<!-- record NAME -->` to `<!-- end -->`.
+
+A test compares them with what this module makes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# file or folder -> what it is; the test checks that all of them exist and none is left out
+TREE = {
+    "fractal_k8s/errors.py": "every exception and exit code",
+    "fractal_k8s/sweep/": "WHAT to run: config, axes, points, shards, presets, plan. No torch",
+    "fractal_k8s/results/": "outcome, verdict, parquet schema, store, grid",
+    "fractal_k8s/models/": "one file per model: mlp (the original study), gpt (nanochat)",
+    "fractal_k8s/data/": "one file per data set: gaussian, conversations",
+    "fractal_k8s/checkpoints/": "nanochat's weights and tokenizer, verified",
+    "fractal_k8s/train/": "points -> outcomes, bit for bit repeatable",
+    "fractal_k8s/worker.py": "a shard: points not done -> train -> store -> exit code",
+    "fractal_k8s/watchdog.py": "ends a worker that hangs",
+    "fractal_k8s/backends/": "HOW shards run: local (child processes), inline (this process)",
+    "fractal_k8s/analysis/": "grid -> numbers, one file per analysis",
+    "fractal_k8s/report/": "numbers -> figures and the web page",
+    "fractal_k8s/aggregate.py": "one pass over the store: outcomes -> picture, page, numbers",
+    "fractal_k8s/controller.py": "what launch and resume do",
+    "fractal_k8s/cli/": "the commands, one file each",
+    "third_party/nanochat/": "the upstream commit we are compatible with; no code",
+    "scripts/": "install, demo, test, check, record, bench/",
+    "tests/": "and tests/golden/: what real nanochat computed",
+    "docs/": "pictures",
+}
+UNLISTED = {
+    "fractal_k8s/__init__.py",
+    "fractal_k8s/__main__.py",
+}
+
+
+def tree() -> str:
+    width = max(len(path) for path in TREE)
+    return "```\n" + "\n".join(f"{path:<{width}}  {text}" for path, text in TREE.items()) + "\n```"
+
+
+def presets() -> str:
+    from fractal_k8s.sweep.load import parse_text, preset_names, preset_text, resolve
+
+    rows = ["| preset | plane (rows x columns) | points | steps |", "|---|---|---|---|"]
+    for name in preset_names():
+        sweep = resolve(parse_text(preset_text(name), source=name), source=name)
+        counts = sorted(
+            {
+                sweep.training_at(sweep.point(index)).num_steps() or 0
+                for index in (0, sweep.columns - 1, sweep.num_points - 1)
+            }
+        )
+        steps = " to ".join(f"{count:,}" for count in (counts[0], counts[-1])[: len(counts)])
+        rows.append(
+            f"| `{name}` | {sweep.y_knob.name} x {sweep.x_knob.name} "
+            f"| {sweep.rows} x {sweep.columns} | {steps} |"
+        )
+    return "\n".join(rows)
+
+
+def axes() -> str:
+    from fractal_k8s.sweep.axes import KNOBS
+
+    rows = ["| knob | model | what it turns | default spacing |", "|---|---|---|---|"]
+    rows += [
+        f"| `{knob.name}` | {knob.model} | {knob.label} | {knob.scale} |" for knob in KNOBS.values()
+    ]
+    return "\n".join(rows)
+
+
+def commands() -> str:
+    import importlib
+
+    import click
+
+    from fractal_k8s import cli
+
+    parts = []
+    for name in cli.COMMANDS:
+        command = importlib.import_module(f"fractal_k8s.cli.{name}").command
+        context = click.Context(
+            command, info_name=f"fractal-k8s {name}", max_content_width=100, terminal_width=100
+        )
+        parts.append(f"```\n{command.get_help(context)}\n```")
+    return "\n\n".join(parts)
+
+
+BLOCKS = {"tree": tree, "presets": presets, "axes": axes, "commands": commands}
+
+
+def recorded(text: str) -> str:
+    """The text with every recorded part made anew."""
+    for name, make in BLOCKS.items():
+        pattern = rf"(<!-- record {name} -->\n).*?(<!-- end -->)"
+        text, count = re.subn(
+            pattern, lambda match, body=make(): match[1] + body + "\n" + match[2], text, flags=re.S
+        )
+        if count != 1:
+            raise SystemExit(f"README.md has {count} parts named {name}, expected one")
+    return text
+
+
+def main() -> None:
+    os.environ["NO_COLOR"] = "1"
+    path = ROOT / "README.md"
+    path.write_text(recorded(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()
