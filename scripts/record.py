@@ -75,20 +75,17 @@ def axes() -> str:
 
 
 def commands() -> str:
-    import importlib
-
-    import click
+    from click.testing import CliRunner
 
     from fractal_k8s import cli
 
-    parts = []
-    for name in cli.COMMANDS:
-        command = importlib.import_module(f"fractal_k8s.cli.{name}").command
-        context = click.Context(
-            command, info_name=f"fractal-k8s {name}", max_content_width=100, terminal_width=100
+    def help_of(name: str) -> str:
+        result = CliRunner().invoke(
+            cli.main, [name, "--help"], prog_name="fractal-k8s", terminal_width=100
         )
-        parts.append(f"```\n{command.get_help(context)}\n```")
-    return "\n\n".join(parts)
+        return f"```\n{result.output}```"
+
+    return "\n\n".join(help_of(name) for name in cli.COMMANDS)
 
 
 BLOCKS = {"tree": tree, "presets": presets, "axes": axes, "commands": commands}
@@ -98,11 +95,11 @@ def recorded(text: str) -> str:
     """The text with every recorded part made anew."""
     for name, make in BLOCKS.items():
         pattern = rf"(<!-- record {name} -->\n).*?(<!-- end -->)"
-        text, count = re.subn(
-            pattern, lambda match, body=make(): match[1] + body + "\n" + match[2], text, flags=re.S
-        )
-        if count != 1:
-            raise SystemExit(f"README.md has {count} parts named {name}, expected one")
+        parts = re.split(pattern, text, flags=re.S)
+        if len(parts) != 4:
+            raise SystemExit(f"README.md has {len(parts) // 3} parts named {name}, expected one")
+        before, opening, closing, after = parts
+        text = f"{before}{opening}{make()}\n{closing}{after}"
     return text
 
 

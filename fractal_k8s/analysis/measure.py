@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def convergence_measure(grid: Grid) -> Floats:
-    """-(sum of normalised losses) where a run is trainable, +(sum of 1 / normalised loss) where not.
+    """-(sum of normalised losses) where trainable, +(sum of 1 / normalised loss) elsewhere.
 
     Losses are divided by the first one and clipped at 1e6; a non-finite loss counts as 1e6, and so
     does every step that a run which ended early did not make (arXiv:2402.06184, cell 13 of its
