@@ -60,6 +60,14 @@ def grid_table(grid: Grid) -> pa.Table:
     states = grid.states.ravel()[index]
     names = pa.array([STATE_NAMES[state] for state in states], pa.string())
     table = grid.table.drop_columns(["losses"])
+    # dictionaries keep the order in which attempts were read; plain texts do not
+    plain = [
+        pa.field(
+            part.name, part.type.value_type if pa.types.is_dictionary(part.type) else part.type
+        )
+        for part in table.schema
+    ]
+    table = table.cast(pa.schema(plain, metadata=table.schema.metadata)).combine_chunks()
     return table.append_column("verdict", names).append_column(
         "trainable", pa.array(states == TRAINABLE, pa.bool_())
     )

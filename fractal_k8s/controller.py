@@ -18,7 +18,6 @@ from fractal_k8s.results.lock import SweepLock
 from fractal_k8s.results.store import Plan, Store, SweepStore
 from fractal_k8s.sweep.deal import Deal, Dealt
 from fractal_k8s.sweep.definition import Sweep
-from fractal_k8s.sweep.training import GPTTraining
 from fractal_k8s.worker import PointEvent
 
 # A row without its losses, roughly, and the log line that goes with it.
@@ -107,15 +106,8 @@ def _check_space(store: Store, sweep: Sweep, points: int) -> None:
     """Refuses to start what the disk cannot hold."""
     if not isinstance(store.files, LocalFiles):
         return
-    steps = sweep.training.num_steps() or 0
-    if isinstance(sweep.training, GPTTraining) and "tokens" in (
-        sweep.x_knob.name,
-        sweep.y_knob.name,
-    ):
-        steps = max(
-            sweep.training_at(sweep.point(index)).num_steps() or 0
-            for index in (0, sweep.columns - 1, sweep.num_points - 1)
-        )
+    corners = (0, sweep.columns - 1, sweep.num_points - 1)
+    steps = max(sweep.training_at(sweep.point(index)).num_steps() or 0 for index in corners)
     needed = points * (_ROW_BYTES + _LOSS_BYTES * steps)
     free = store.files.free_bytes()
     if needed > free:
@@ -144,6 +136,8 @@ def train(
     folder, sweep = launch.folder, launch.sweep
     folder.write_plan(launch.plan)
     with SweepLock(folder) as lock:
+        if isinstance(folder.files, LocalFiles):
+            folder.files.remove_leftovers(folder.key())
         # read again under the lock: what another launch has finished meanwhile is not trained twice
         grid = read_grid(folder, launch.plan, allow_mixed=launch.allow_mixed)
         plan = Plan(sweep, deal_missing(launch, grid))

@@ -6,6 +6,7 @@
     ├── CorruptError                65   weights, tokenizer or data are not what they claim to be
     ├── StoreError                   2   the store cannot be read or written
     │   └── ConflictError            2   the store holds something else under the same name
+    │       └── MixedNumericsError   2   a machine of another numerics class would add points
     ├── IncompleteError              1   the sweep ended with points missing or failed
     └── RetryError                  75   trouble that may pass: device, hub, network
 
@@ -75,6 +76,12 @@ class ConflictError(StoreError):
     """The store already holds a different thing under this name, or someone else is writing it."""
 
     worker_code = EXIT_SETTINGS
+
+
+class MixedNumericsError(ConflictError):
+    """This machine computes other bits than the one that began the sweep; another one may not."""
+
+    worker_code = EXIT_RETRY
 
 
 class IncompleteError(FractalError):

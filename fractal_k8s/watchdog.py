@@ -13,6 +13,8 @@ from fractal_k8s.errors import EXIT_HUNG
 
 VARIABLE: Final = "FRACTAL_K8S_HANG_SECONDS"
 DEFAULT_SECONDS: Final = 1800.0
+# how long saving may take before the process ends without it
+_RESCUE_SECONDS: Final = 60.0
 
 
 class Watchdog:
@@ -48,12 +50,14 @@ class Watchdog:
                 self._end(silent)
 
     def _end(self, silent: float) -> None:
-        sys.stderr.write(
-            f"Error: no training step for {silent:.0f} s; the device may hang, "
-            "what is done was saved, try again\n"
-        )
-        sys.stderr.flush()
-        try:
-            self.rescue()
-        finally:
-            os._exit(EXIT_HUNG)
+        _say(f"Error: no training step for {silent:.0f} s; the device may hang, try again")
+        rescue = threading.Thread(target=self.rescue, daemon=True)
+        rescue.start()
+        rescue.join(_RESCUE_SECONDS)
+        _say("what is done was not stored" if rescue.is_alive() else "what is done is stored")
+        os._exit(EXIT_HUNG)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import FrameType
 from typing import Any, Final
 
 import numpy as np
 import pyarrow.compute as pc
 
+from fractal_k8s.environ import prepare_environment
 from fractal_k8s.errors import (
     EXIT_COMPLETE,
     EXIT_INTERRUPTED,
     EXIT_RETRY,
     EXIT_TERMINATED,
-    ConflictError,
+    MixedNumericsError,
+    StoreError,
 )
 from fractal_k8s.results.attempt import Attempt
 from fractal_k8s.results.files import LocalFiles
@@ -31,14 +30,16 @@ from fractal_k8s.results.grid import DIVERGED, FAILED, NOT_TRAINABLE, STATE_NAME
 from fractal_k8s.results.outcome import Outcome, State
 from fractal_k8s.results.store import Outcomes, Plan, SweepStore
 from fractal_k8s.results.verdict import is_stable, is_trainable
+from fractal_k8s.stopping import Stopped, StopSignals
 from fractal_k8s.sweep.deal import Dealt, Shard
 from fractal_k8s.sweep.definition import Sweep
-from fractal_k8s.train.determinism import prepare_environment
 from fractal_k8s.watchdog import Watchdog
 
 # An attempt rewrites its object this often: a request costs nothing on a disk and a little in S3.
 FLUSH_SECONDS_LOCAL: Final = 2.0
 FLUSH_SECONDS_REMOTE: Final = 30.0
+# Waits between tries of the last write, well inside a pod's grace period.
+_RETRY_WAITS_S: Final = (1.0, 3.0)
 
 Emit = Callable[[str], None]
 
@@ -52,13 +53,6 @@ class PointEvent:
 
 
 Listener = Callable[[PointEvent], None]
-
-
-class _Stopped(BaseException):
-    """SIGTERM or SIGINT arrived between two writes."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
 
 
 class Worker:
@@ -84,17 +78,17 @@ class Worker:
         is_local = isinstance(folder.files, LocalFiles)
         self.flush_seconds = FLUSH_SECONDS_LOCAL if is_local else FLUSH_SECONDS_REMOTE
         self.failed = 0
-        self._guard = _SignalGuard()
+        self.attempt: Attempt | None = None
+        self._stop = StopSignals()
 
     def run(self) -> int:
         """Trains the shard and returns the exit code: complete, try again, or stopped.
 
         Raises:
-            FractalError: nothing could be trained; see its `worker_code`.
+            FractalError: nothing could be trained, or not stored; see its `worker_code`.
         """
         self.folder.write_plan(self.plan)
-        stored = self._stored()
-        todo = self._missing(stored)
+        todo = self._missing(self._stored())
         done = len(self.shard.trained) - len(todo)
         if not todo:
             self.emit(f"shard {self.shard.name}: all {done} points are stored, nothing to train")
@@ -102,22 +96,24 @@ class Worker:
         prepare_environment()
         from fractal_k8s.train import open_trainer
 
-        trainer = open_trainer(self.sweep)
-        self._check_class(stored, trainer.environment.numerics_class)
-        attempt = Attempt(self.folder, self.sweep, self.shard.name, trainer.environment)
-        self.emit(
-            f"shard {self.shard.name} of {self.sweep.id}: {len(todo)} points to train, "
-            f"{done} stored; {trainer.environment.numerics_class}"
-        )
-        with self._guard, Watchdog(attempt.flush) as watchdog:
-            try:
-                points = [self.sweep.point(p) for p in todo]
-                self._collect(trainer.train(points, watchdog.beat), attempt, done)
-            except _Stopped as stop:
-                self._flush(attempt)
-                self.emit(f"stopped after {len(attempt.outcomes)} points, which are stored")
-                return EXIT_INTERRUPTED if stop.number == signal.SIGINT else EXIT_TERMINATED
-        return EXIT_RETRY if self.failed else EXIT_COMPLETE
+        self.folder.record_deal(self.plan.deal)
+        with Watchdog(self._rescue) as watchdog:
+            trainer = open_trainer(self.sweep)
+            watchdog.beat()
+            own = trainer.environment.numerics_class
+            self._check_class(own)
+            self.attempt = Attempt(self.folder, self.sweep, self.shard.name, trainer.environment)
+            self.emit(
+                f"shard {self.shard.name} of {self.sweep.id}: {len(todo)} points to train, "
+                f"{done} stored; {own}"
+            )
+            points = [self.sweep.point(p) for p in todo]
+            return self._train(trainer.train(points, watchdog.beat), self.attempt, done)
+
+    def _rescue(self) -> None:
+        """What the watchdog may still do when the trainer hangs."""
+        if self.attempt is not None:
+            self.attempt.flush()
 
     # --- what is there ---
 
@@ -135,76 +131,75 @@ class Worker:
         results = set((i * self.sweep.columns + j).tolist())
         return [p for p in self.shard.trained if not results.issuperset(self.shard.shared[p])]
 
-    def _check_class(self, stored: Outcomes, own: str) -> None:
-        classes = set(pc.unique(stored.table.column("numerics_class")).to_pylist()) - {own}
-        if classes and not self.allow_mixed:
-            raise ConflictError(
-                f"{self.sweep.id} has points of numerics class {min(classes)!r}, this machine "
-                f"would add {own!r}, and the two are not one map; give --allow-mixed to accept that"
+    def _check_class(self, own: str) -> None:
+        first = self.folder.claim_class(own)
+        if first != own and not self.allow_mixed:
+            raise MixedNumericsError(
+                f"{self.sweep.id} is trained in numerics class {first!r}, this machine would add "
+                f"{own!r}, and the two are not one map; give --allow-mixed to accept that"
             )
 
     # --- training ---
 
+    def _train(self, outcomes: Iterator[Outcome], attempt: Attempt, done: int) -> int:
+        """Collects the outcomes; whatever ends that, what was collected is stored."""
+        with self._stop:
+            try:
+                self._collect(outcomes, attempt, done)
+            except Stopped as stop:
+                self._store(attempt)
+                self.emit(f"stopped after {len(attempt)} points, which are stored")
+                return EXIT_INTERRUPTED if stop.number == signal.SIGINT else EXIT_TERMINATED
+            except Exception:
+                self._store(attempt)
+                raise
+            self._store(attempt)
+        return EXIT_RETRY if self.failed else EXIT_COMPLETE
+
     def _collect(self, outcomes: Iterator[Outcome], attempt: Attempt, done: int) -> None:
         began = flushed = time.monotonic()
         total = len(self.shard.trained)
-        for outcome in outcomes:
-            done += 1
+        for number, outcome in enumerate(outcomes, start=1):
             state = judge(self.sweep, outcome)
             self.failed += state == FAILED
-            rate = len(attempt.outcomes) / max(time.monotonic() - began, 1e-9)
-            for member in members(self.sweep, self.shard, outcome):
-                attempt.add(member, log_line(self.sweep, member, state))
-                if self.listener is not None:
-                    self.listener(PointEvent(member.index, state))
+            with self._stop.postponed():  # the points that share an experiment stay together
+                for member in members(self.sweep, self.shard, outcome):
+                    attempt.add(member, log_line(self.sweep, member, state))
+                    if self.listener is not None:
+                        self.listener(PointEvent(member.index, state))
+            rate = number / max(time.monotonic() - began, 1e-9)
             self.emit(
                 readable(self.sweep, log_line(self.sweep, outcome, state))
-                + f"  {rate:.3g} points/s  {done}/{total}"
+                + f"  {rate:.3g} points/s  {done + number}/{total}"
             )
             if time.monotonic() - flushed >= self.flush_seconds:
-                self._flush(attempt)
+                self._try_to_store(attempt)
                 flushed = time.monotonic()
-        self._flush(attempt)
 
-    def _flush(self, attempt: Attempt) -> None:
-        with self._guard.postponed():
-            attempt.flush()
-
-
-class _SignalGuard:
-    """Turns SIGTERM and SIGINT into `_Stopped`, but not while an object is being written."""
-
-    def __init__(self) -> None:
-        self._previous: dict[int, Any] = {}
-        self._busy = False
-        self._pending: int | None = None
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._busy:
-            self._pending = number
-        else:
-            raise _Stopped(number)
-
-    @contextmanager
-    def postponed(self) -> Iterator[None]:
-        self._busy = True
+    def _try_to_store(self, attempt: Attempt) -> None:
+        """Writes what there is; a store that refuses now may accept the next time."""
         try:
-            yield
-        finally:
-            self._busy = False
-        if self._pending is not None:
-            number, self._pending = self._pending, None
-            raise _Stopped(number)
+            with self._stop.postponed():
+                attempt.flush()
+        except StoreError as error:
+            self.emit(f"not stored yet: {error}")
+
+    def _store(self, attempt: Attempt) -> None:
+        """Writes what there is, trying for a while.
+
+        Raises:
+            StoreError: the store refused every time.
+        """
+        for wait in (*_RETRY_WAITS_S, None):
+            try:
+                with self._stop.postponed():
+                    attempt.flush()
+                return
+            except StoreError as error:
+                if wait is None:
+                    raise
+                self.emit(f"not stored yet: {error}")
+                time.sleep(wait)
 
 
 def judge(sweep: Sweep, outcome: Outcome) -> int:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # file or folder -> what it is; the test checks that all of them exist and none is left out
 TREE = {
     "fractal_k8s/errors.py": "every exception and exit code",
+    "fractal_k8s/environ.py": "variables that must be set before numeric libraries load",
     "fractal_k8s/sweep/": "WHAT to run: config, axes, points, shards, presets, plan. No torch",
     "fractal_k8s/results/": "outcome, verdict, parquet schema, store, grid",
     "fractal_k8s/models/": "one file per model: mlp (the original study), gpt (nanochat)",
@@ -21,6 +22,7 @@ TREE = {
     "fractal_k8s/checkpoints/": "nanochat's weights and tokenizer, verified",
     "fractal_k8s/train/": "points -> outcomes, bit for bit repeatable",
     "fractal_k8s/worker.py": "a shard: points not done -> train -> store -> exit code",
+    "fractal_k8s/stopping.py": "Ctrl-C and SIGTERM: what is done is kept",
     "fractal_k8s/watchdog.py": "ends a worker that hangs",
     "fractal_k8s/backends/": "HOW shards run: local (child processes), inline (this process)",
     "fractal_k8s/analysis/": "grid -> numbers, one file per analysis",

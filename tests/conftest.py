@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from fractal_k8s.environ import prepare_environment
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.load import resolve
-from fractal_k8s.train.determinism import prepare_environment
 
-prepare_environment()  # before any test imports torch
+prepare_environment()  # before any test imports numpy or torch
 
 _GOLDEN = Path(__file__).parent / "golden" / "nanochat-d4"
 

@@ -147,7 +147,7 @@ def test_a_map_that_is_too_small_for_a_slope_says_so() -> None:
     labels[:, :4] = True
     found = windows(labels)
     assert found.dimension is None
-    assert "only 2 box sizes could be counted" in (found.reason or "")
+    assert "only 2 box sizes fit, a slope needs 4" in (found.reason or "")
     assert found.boundary_pixels == 7
 
 
@@ -210,6 +210,26 @@ def test_holes_lower_the_coverage_and_not_the_dimension() -> None:
     assert partial.dimension == pytest.approx(whole.dimension, abs=0.05)
     assert partial.coverage < whole.coverage == 1.0
     assert windows(labels | ~known, known) == partial
+
+
+@pytest.mark.parametrize("holes", [1, 5, 10, 20])
+def test_holes_on_a_straight_edge_leave_it_straight(holes: int) -> None:
+    labels = np.zeros((128, 128), dtype=bool)
+    labels[:, 64:] = True
+    known = np.ones(labels.shape, dtype=bool)
+    for row in np.random.default_rng(holes).choice(128, holes, replace=False):
+        known[row, 63] = False
+    found = windows(labels, known)
+    assert found.dimension is None or found.dimension == pytest.approx(1.0, abs=0.02)
+    assert found.coverage < 1
+
+
+def test_a_map_full_of_holes_has_no_dimension_and_says_why() -> None:
+    random = np.random.default_rng(0)
+    labels = level_set(1.5)(128, random)
+    found = windows(labels, random.random(labels.shape) > 0.2)
+    assert found.dimension is None
+    assert "fit between the holes of the map" in (found.reason or "")
 
 
 def test_dimension_does_not_depend_on_orientation_or_side() -> None:

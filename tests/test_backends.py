@@ -93,9 +93,14 @@ def test_a_backend_stops_when_it_is_cancelled_and_keeps_what_is_done(
     sweep = mlp_sweep(resolution=[6, 6])
     folder = Store(str(tmp_path / "runs")).sweep(sweep.id)
     plan = Plan(sweep, Deal(points_per_shard=3))
-    runs: list[Any] = []
-    run = open_backend(name, workers=1).submit(Work(folder, plan), lambda event: runs[0].cancel())
-    runs.append(run)
+    events: list[Any] = []
+
+    def cancel_once(event: Any) -> None:
+        events.append(event)
+        if len(events) == 1:  # a second time would kill
+            run.cancel()
+
+    run = open_backend(name, workers=1).submit(Work(folder, plan), cancel_once)
     status = run.wait()
     assert status.pending > 0
     known = int(read_grid(folder, plan).known.sum())
@@ -118,6 +123,36 @@ def test_what_is_wrong_for_every_shard_ends_the_run(name: str, tmp_path: Path) -
         open_backend(name, workers=2).submit(work, lambda event: None).wait()
 
 
+def test_a_cancel_while_a_child_is_started_reaches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = medium_sweep()
+    folder = Store(str(tmp_path / "runs")).sweep(sweep.id)
+    work = Work(folder, Plan(sweep, Deal(points_per_shard=sweep.num_points)))
+    run = LocalBackend(workers=1).submit(work, lambda event: None)
+    original = subprocess.Popen
+
+    def cancelling(*arguments: Any, **options: Any) -> Any:
+        process = original(*arguments, **options)
+        run.cancel()
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", cancelling)
+    began = time.monotonic()
+    assert run.wait().done == 0
+    assert time.monotonic() - began < 20
+
+
+def test_the_output_of_a_shard_can_be_read_after_the_run(tmp_path: Path) -> None:
+    sweep = mlp_sweep(resolution=[3, 3])
+    folder = Store(str(tmp_path / "runs")).sweep(sweep.id)
+    run = LocalBackend(workers=1).submit(
+        Work(folder, Plan(sweep, Deal(points_per_shard=9))), lambda event: None
+    )
+    run.wait()
+    assert run.logs(0).count("steps 30") == 9
+
+
 def test_an_unknown_backend_is_told_its_neighbour() -> None:
     with pytest.raises(UsageError, match="no backend 'locale'; did you mean 'local'"):
         open_backend("locale")
@@ -134,8 +169,11 @@ def test_workers_share_the_gpus_they_are_given() -> None:
 def test_visible_gpus_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 3")
     assert visible_gpus() == ("2", "3")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible_gpus() == ()
+    for nothing in ("", "-1", "-1,0"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nothing)
+        assert visible_gpus() == ()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,-1,4")
+    assert visible_gpus() == ("3",)
 
 
 def test_a_child_sees_its_own_gpu_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,6 +327,25 @@ def test_a_stop_is_clean_and_names_the_command_that_goes_on(
     assert f"stopped: {kept:,} of 22,500 points are kept" in out
     assert f"continue with: fractal-k8s resume {folder_of(tmp_path).sweep_id}" in out
     assert is_locked(folder_of(tmp_path)) is False
+
+
+def test_a_killed_launcher_then_resume_gives_the_same_map(tmp_path: Path) -> None:
+    for _ in range(2):
+        before = stored_points(tmp_path)
+        with launcher(tmp_path) as process:
+            wait_for(lambda least=before: stored_points(tmp_path) > least)  # type: ignore[misc]
+            process.kill()
+        folder = folder_of(tmp_path)
+        wait_for(lambda: not is_locked(folder_of(tmp_path)), seconds=30)
+    plan = folder.read_plan()
+    assert plan is not None
+    launch = controller.prepare(plan.sweep, Store(str(tmp_path / "runs")), workers=2)
+    controller.finish(launch, controller.train(launch, LocalBackend(workers=2), Silent()))
+    grid = read_grid(folder, plan)
+    assert grid.problems == []
+    assert bits(grid) == uninterrupted(plan.sweep, tmp_path)
+    times_trained = folder.read_outcomes(plan.sweep).table.num_rows
+    assert times_trained == plan.sweep.num_points  # none was trained and stored twice
 
 
 def test_workers_of_a_killed_launcher_end_and_save_what_they_did(tmp_path: Path) -> None:

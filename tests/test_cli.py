@@ -67,6 +67,13 @@ def small(run: Run, tmp_path: Path) -> str:
 # --- help ---
 
 
+def test_the_methods_on_offer_are_those_there_are() -> None:
+    from fractal_k8s.analysis.box_dimension import METHODS
+    from fractal_k8s.cli import analyze
+
+    assert set(analyze._METHODS) == set(METHODS)
+
+
 def test_every_command_s_help_says_what_the_list_says() -> None:
     for name, text in cli.COMMANDS.items():
         command = importlib.import_module(f"fractal_k8s.cli.{name}").command
@@ -172,7 +179,7 @@ def test_status_of_a_partial_sweep_names_the_command_that_goes_on(
     for path in (tmp_path / "runs" / small / "outcomes").rglob("*.parquet"):
         path.unlink()
     assert f"continue with: fractal-k8s resume {small}" in run("status", small).output
-    assert "partial" not in run("list").output  # its summary still says complete
+    assert re.search(rf"{small} +16 x 16 +partial +0 points", run("list").output)
     output = run("analyze", small, code=1).output
     assert "only 0.0% of the points have a verdict" in output
     assert "edge dimension: none (no point is known)" in output
@@ -190,6 +197,23 @@ def test_analyze_prints_numbers_for_people_and_programs(run: Run, small: str) ->
     assert stricter["trainable_fraction"] < numbers["trainable_fraction"]
     message = run("analyze", small, "--set", "training.steps=3", code=2).output
     assert "would need new training" in message
+
+
+def test_another_rule_needs_no_training(run: Run, small: str) -> None:
+    own = json.loads(run("analyze", small, "--json").stdout)
+    output = run("analyze", small, "--set", "verdict.rule=bound", "--json").stdout
+    assert json.loads(output)["verdict"]["rule"] == "bound"
+    assert json.loads(output)["trainable_fraction"] != own["trainable_fraction"]
+
+
+def test_a_damaged_sweep_does_not_hide_the_others(run: Run, small: str, tmp_path: Path) -> None:
+    broken = tmp_path / "runs" / "broken-0123456789"
+    broken.mkdir()
+    (broken / "sweep.json").write_text("{")
+    output = run("list").output
+    assert "broken-0123456789  unreadable: " in output
+    assert small in output
+    run("plan", "small.toml")
 
 
 def test_the_published_mask_gives_the_published_numbers(run: Run, tmp_path: Path) -> None:

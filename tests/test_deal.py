@@ -107,6 +107,11 @@ def test_warmup_fractions_that_round_to_the_same_steps_are_one_experiment() -> N
     assert Dealt(Sweep.parse(raw), Deal()).num_distinct == 4 * 4
 
 
+def test_a_seed_per_point_shares_nothing() -> None:
+    raw = {**token_sweep(4, 100).to_dict(), "seed_policy": "per-point"}
+    assert Dealt(Sweep.parse(raw), Deal()).num_distinct == 400
+
+
 def test_two_derived_axes_are_compared_together() -> None:
     raw = token_sweep(4, 4).to_dict()
     raw["axes"]["y"] = {"knob": "warmup_frac", "low": 0.0, "high": 0.1}

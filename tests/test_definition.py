@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import mlp_raw, mlp_sweep
 from fractal_k8s.errors import SweepError, UsageError
+from fractal_k8s.results.store import Plan
+from fractal_k8s.sweep.deal import Deal
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.load import parse_text, preset_names, preset_text, resolve
 
@@ -21,7 +24,7 @@ PRESET_IDS = {
     "short-context": "short-context-d4005f3396",
     "tanh": "tanh-4c91192a9b",
     "tanh-minibatch": "tanh-minibatch-b6ef08d028",
-    "tanh-offset": "tanh-offset-06f6fa32af",
+    "tanh-offset": "tanh-offset-b60c425a6a",
     "tanh-paper": "tanh-paper-5ed6696ae7",
     "tiny": "tiny-8df5e618c5",
 }
@@ -179,7 +182,7 @@ def test_files_count_by_content_and_not_by_path() -> None:
             id="list of another length",
         ),
         pytest.param(
-            changed("model", "cnn"), "model: must be 'mlp' or 'gpt', got 'cnn'", id="model"
+            changed("model", "mpl"), "model: unknown model 'mpl'; did you mean 'mlp'", id="model"
         ),
         pytest.param(changed("name", "Upper"), "name: must be lower-case", id="name"),
         pytest.param(
@@ -210,6 +213,17 @@ def test_files_count_by_content_and_not_by_path() -> None:
             id="finer than float32",
         ),
         pytest.param(changed("seed", float("nan")), "seed: ", id="nan"),
+        pytest.param(changed("seed", 2**32), "seed: ", id="seed of 33 bits"),
+        pytest.param(
+            changed("axes.y.knob", "lr"),
+            "axes: 'lr' and 'input_lr' both set input_lr; choose knobs that do not overlap",
+            id="knobs that overlap",
+        ),
+        pytest.param(
+            {**mlp_raw(), "seed": 2**32 - 5000, "seed_policy": "per-point"},
+            "seed: 4294962296 + 1000 i + j exceeds what a generator takes",
+            id="seeds past the end",
+        ),
         pytest.param(
             {**changed("resolution", [4, 1001]), "seed_policy": "per-point"},
             "seed_policy: per-point seeds (seed + 1000 i + j) collide at 1001 columns",
@@ -228,6 +242,75 @@ def test_all_mistakes_come_in_one_message() -> None:
     raw["axes"]["y"]["hig"] = 1
     raw["training"]["widht"] = 3
     assert len(problems_of(raw)) == 4
+
+
+def test_mistakes_that_span_keys_are_seen_beside_others() -> None:
+    raw = mlp_raw(resolution=[6, 1], name="a" * 60)
+    raw["axes"]["y"]["knob"] = "matrix_lr"
+    raw["training"]["widht"] = 3
+    problems = "\n".join(problems_of(raw))
+    for part in (
+        "training.widht",
+        "at least 2 columns",
+        "not a knob of model 'mlp'",
+        "name: has 60",
+    ):
+        assert part in problems
+
+
+def test_axes_of_a_gpt_must_not_overlap_or_be_without_effect() -> None:
+    raw = preset("docvqa-d20")
+    raw["axes"]["x"]["knob"] = "lr"
+    assert "both set matrix_lr" in problems_of(raw)[0]
+    raw = preset("docvqa-d20")
+    raw["training"].update(attention_lr=0.1, mlp_lr=0.1)
+    assert "matrix_lr does nothing: training.attention_lr and" in problems_of(raw)[0]
+    raw = preset("docvqa-d20")
+    raw["axes"]["x"] = {"knob": "weight_decay", "low": 0.01, "high": 1.0}
+    raw["training"]["trainable_param_groups"] = ["matrix"]
+    assert "weight_decay does nothing: only matrices are trained" in problems_of(raw)[0]
+    raw["training"]["trainable_param_groups"] = ["matrix", "unembedding"]
+    Sweep.parse(raw)
+
+
+def test_what_an_axis_decides_anyway_does_not_change_the_id() -> None:
+    sweep = mlp_sweep()
+    assert Sweep.parse(changed("axes.y.scale", "log")).id == sweep.id
+    assert Sweep.parse(changed("axes.y.scale", "linear")).id != sweep.id
+    assert Sweep.parse(changed("training.output_lr", 7.0)).id == sweep.id
+    raw = preset("docvqa-d20-lr-tokens")
+    assert Sweep.parse(changed("training.tokens", 9, raw)).id == Sweep.parse(raw).id
+    # lr keeps the ratios of the rates, so they count
+    assert Sweep.parse(changed("training.embedding_lr", 9.0, raw)).id != Sweep.parse(raw).id
+
+
+def test_a_sweep_of_an_older_format_keeps_its_id() -> None:
+    sweep = Sweep.parse(mlp_raw(), version=0)
+    assert sweep.id != mlp_sweep().id
+    text = Plan(sweep, Deal()).to_json()
+    assert Plan.from_json(text, source="x").sweep.id == sweep.id
+
+
+def test_settings_win_over_options_and_file() -> None:
+    raw = {**preset("tiny"), "checkpoint": "/file"}
+    options = {"checkpoint": "/option"}
+    assert resolve(raw, overrides=options, source="x").spec.checkpoint == "/option"
+    settings = ["checkpoint=/setting", "dataset=conversations:/data.jsonl"]
+    sweep = resolve(raw, settings=settings, overrides=options, source="x")
+    assert sweep.spec.checkpoint == "/setting"
+    assert sweep.spec.dataset == "conversations:/data.jsonl"
+
+
+def test_paths_become_whole_and_references_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw = {**preset("tiny"), "checkpoint": "weights", "dataset": "conversations:data.jsonl"}
+    spec = resolve(raw, source="x").spec
+    assert spec.checkpoint == str(tmp_path / "weights")
+    assert spec.dataset == f"conversations:{tmp_path}/data.jsonl"
+    for reference in ("wandb:me/project/name:v7", "hf:repo@rev", "s3://bucket/x"):
+        assert resolve({**raw, "checkpoint": reference}, source="x").spec.checkpoint == reference
 
 
 def test_a_missing_resolution_says_how_to_give_it() -> None:

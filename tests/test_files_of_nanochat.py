@@ -223,6 +223,38 @@ def test_a_tokenizer_file_with_anything_else_is_refused(data: bytes, message: st
     assert not Path("/tmp/fractal-k8s-was-here").exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda ranks: ranks.update({b"a": 98}), id="two tokens of one id"),
+        pytest.param(lambda ranks: [ranks.popitem() for _ in range(50)], id="missing tokens"),
+        pytest.param(lambda ranks: ranks.update({b"a": "97"}), id="an id that is no number"),
+        pytest.param(lambda ranks: ranks.update({"text": ranks.pop(b"a")}), id="a token of text"),
+    ],
+)
+def test_a_tokenizer_with_broken_ids_is_refused(change: Callable[[Any], Any], golden: Path) -> None:
+    import tiktoken
+
+    path = golden / "tokenizer" / "tokenizer.pkl"
+    encoding = pickle.loads(path.read_bytes())
+    change(encoding._mergeable_ranks)
+    state = {
+        "name": "x",
+        "pat_str": encoding._pat_str,
+        "mergeable_ranks": encoding._mergeable_ranks,
+        "special_tokens": encoding._special_tokens,
+    }
+    broken = tiktoken.Encoding.__new__(tiktoken.Encoding)
+    broken.__dict__.update(
+        name="x",
+        _pat_str=state["pat_str"],
+        _mergeable_ranks=state["mergeable_ranks"],
+        _special_tokens=state["special_tokens"],
+    )
+    with pytest.raises(CorruptError, match="its token ids are not the numbers 0 to"):
+        tokenizer_from_bytes(pickle.dumps(broken), source="tokenizer.pkl")
+
+
 def test_a_truncated_tokenizer_is_refused(golden: Path) -> None:
     data = (golden / "tokenizer" / "tokenizer.pkl").read_bytes()
     for size in (10, len(data) // 2, len(data) - 1):
@@ -366,6 +398,20 @@ DAMAGE: list[Any] = [
         CorruptError,
         "has 1,024 tokens, the weights .* have 1,000",
         id="tokenizer of another vocabulary",
+    ),
+    pytest.param(
+        lambda home: change_weights(home, lambda t: t["lm_head.weight"].fill_(float("nan"))),
+        CorruptError,
+        "lm_head.weight holds values that are not finite",
+        id="weights of nan",
+    ),
+    pytest.param(
+        lambda home: change_weights(
+            home, lambda t: t.update({"lm_head.weight": t["lm_head.weight"].long()})
+        ),
+        CorruptError,
+        "lm_head.weight holds torch.int64, not weights",
+        id="weights of whole numbers",
     ),
     pytest.param(
         lambda home: change_weights(home, lambda t: t.pop("lm_head.weight")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,18 @@ import numpy as np
 import pytest
 import torch
 
+from fractal_k8s.aggregate import read_grid
 from fractal_k8s.checkpoints.nanochat import find_checkpoint, load_weights
 from fractal_k8s.models.gpt import GPT, GPTConfig, config_from_dict, rms_norm, rotary_tables
 from fractal_k8s.results.outcome import Outcome, State
+from fractal_k8s.results.store import Plan, Store
+from fractal_k8s.sweep.deal import Deal, Dealt
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.training import GPTTraining
 from fractal_k8s.train.gpt import GPTTrainer, load_materials
 from fractal_k8s.train.optimizers import Muon, build_optimizers, group_of, orthogonalize
 from fractal_k8s.train.schedule import multiplier
+from fractal_k8s.worker import Worker
 
 MakeSweep = Callable[..., Sweep]
 
@@ -217,6 +222,24 @@ def test_bfloat16_losses_stay_near_those_of_float32(gpt_sweep: MakeSweep) -> Non
         np.testing.assert_allclose(outcome.losses, half[index].losses, rtol=0.05)
 
 
+def test_weights_are_float32_whatever_the_file_has(
+    golden: Path, tmp_path: Path, gpt_sweep: MakeSweep
+) -> None:
+    """A converted checkpoint is bfloat16 throughout: a small rate must still move it."""
+    copy = tmp_path / "halved"
+    shutil.copytree(golden, copy)
+    path = copy / "checkpoints" / "model_000300.pt"
+    tensors = torch.load(path, weights_only=True)
+    torch.save({name: tensor.bfloat16() for name, tensor in tensors.items()}, path)
+    sweep = gpt_sweep("training.dtype=bfloat16", "axes.y.low=1e-6", checkpoint=str(copy))
+    trainer = GPTTrainer(sweep)
+    assert {part.dtype for part in trainer.parameters.values()} == {torch.float32}
+    before = trainer.parameters["transformer.h.0.mlp.c_fc.weight"].detach().clone()
+    list(trainer.train([sweep.point(0)]))
+    after = trainer.parameters["transformer.h.0.mlp.c_fc.weight"].detach()
+    assert (after != before).float().mean() > 0.9
+
+
 def test_rotary_tables_are_bfloat16_and_reach_ten_sequences() -> None:
     config = GPTConfig(128, 1024, 4, 2, 2, 128)
     cos, sin = rotary_tables(config.max_positions, config.head_dim)
@@ -301,6 +324,27 @@ def test_losses_have_the_same_bits_alone_and_in_any_shard(gpt_sweep: MakeSweep) 
         for index, outcome in train(sweep, chosen).items():
             assert outcome.losses.tobytes() == whole[index].losses.tobytes()
             assert outcome.data_hash == whole[index].data_hash
+
+
+def test_losses_have_the_same_bits_after_a_resume_in_other_shards(
+    gpt_sweep: MakeSweep, tmp_path: Path
+) -> None:
+    sweep = gpt_sweep(resolution=(3, 4))
+    whole = train(sweep)
+    folder = Store(str(tmp_path)).sweep(sweep.id)
+    first = Plan(sweep, Deal(points_per_shard=7))
+    Worker(folder, first, 0, emit=lambda line: None).run()
+    missing = ~read_grid(folder, first).known.ravel()
+    assert missing.sum() == 5
+    only = Dealt(sweep, Deal()).only_missing(missing)
+    second = Plan(sweep, Deal(points_per_shard=2, only=only))
+    for shard in range(3):
+        Worker(folder, second, shard, emit=lambda line: None).run()
+    grid = read_grid(folder, second)
+    assert len(grid.table) == 12
+    for row in grid.table.to_pylist():
+        expected = whole[row["i"] * 4 + row["j"]].losses
+        assert np.array(row["losses"], np.float32).tobytes() == expected.tobytes()
 
 
 def test_a_leak_from_point_to_point_would_be_noticed(

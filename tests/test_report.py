@@ -216,6 +216,13 @@ def test_texts_from_outside_cannot_break_the_page(tmp_path: Path) -> None:
     assert "&lt;b&gt;&amp;" in page
 
 
+def test_runs_that_diverged_early_are_not_called_short(tmp_path: Path) -> None:
+    sweep = mlp_sweep(resolution=[2, 2], verdict={"window": 5})
+    folder = Store(str(tmp_path / "runs")).sweep(sweep.id)
+    stored(folder, sweep, [outcome_of(sweep, index, [4.0, math.nan]) for index in range(4)])
+    assert summarise(grid_of(folder, sweep))["biased_points"] == 0
+
+
 def test_short_runs_are_pointed_out(tmp_path: Path) -> None:
     sweep = mlp_sweep(resolution=[2, 2], verdict={"window": 5})
     folder = Store(str(tmp_path / "runs")).sweep(sweep.id)
@@ -242,6 +249,24 @@ def test_a_pass_writes_the_same_bytes_twice_and_the_numbers_last(tmp_path: Path)
     assert first == again
     assert list(first) == ["map.png", "measure.png", "report.html", "grid.parquet", "analysis.json"]
     assert json.loads(first["analysis.json"])["counts"]["missing"] == 2
+
+
+def test_the_summary_does_not_depend_on_the_attempts_it_came_from(tmp_path: Path) -> None:
+    sweep = mlp_sweep(resolution=[2, 3], verdict={"window": 1})
+    outcomes = [outcome_of(sweep, index, [4.0, 1.0 + index / 9]) for index in range(6)]
+    written = []
+    for number, parts in enumerate(([[0, 1, 2], [3, 4, 5]], [[5], [3, 1], [0, 4], [2]])):
+        folder = Store(str(tmp_path / str(number))).sweep(sweep.id)
+        folder.write_plan(Plan(sweep, Deal()))
+        for shard, indexes in enumerate(parts):
+            node = f"node-{indexes[0] // 3}"
+            at = [outcomes[index] for index in indexes]
+            stored(folder, sweep, at, shard=f"aaaaaa-{9 - shard:05d}", node=node)
+        done = aggregate(folder, Plan(sweep, Deal()))
+        written.append({name: Path(place).read_bytes() for name, place in done.written.items()})
+    first, second = written
+    for name in ("map.png", "measure.png", "report.html", "analysis.json"):
+        assert first[name] == second[name], name
 
 
 def test_the_grid_file_has_a_verdict_for_every_stored_point(tmp_path: Path) -> None:
@@ -273,6 +298,15 @@ def test_masks_are_read_from_arrays_and_images(tmp_path: Path) -> None:
         found, known = read_mask(tmp_path / name)
         assert known.all()
         assert found.tolist() == labels.tolist(), name
+
+
+def test_this_project_s_own_binary_panel_is_read_the_right_way(tmp_path: Path) -> None:
+    labels = np.zeros((6, 6), dtype=bool)
+    labels[:4] = True
+    for trainable, other in (((0, 0, 139), (139, 0, 0)), ((5, 48, 97), (103, 0, 31))):
+        colours = np.where(labels[..., None], trainable, other).astype(np.uint8)
+        Image.fromarray(colours).save(tmp_path / "panel.png")
+        assert read_mask(tmp_path / "panel.png")[0].tolist() == labels.tolist()
 
 
 def test_unknown_cells_of_a_mask_are_kept_unknown(tmp_path: Path) -> None:

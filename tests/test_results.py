@@ -75,7 +75,7 @@ def stored(
 ) -> Attempt:
     attempt = Attempt(folder, sweep, shard, replace(HERE, **where))
     for outcome in outcomes:
-        attempt.add(outcome, {"i": outcome.i, "j": outcome.j})
+        attempt.add(outcome, {"i": outcome.i, "j": outcome.j, "state": "trainable"})
     attempt.flush()
     return attempt
 
@@ -171,6 +171,33 @@ def test_a_damaged_object_is_refused(sweep: Sweep, damage: Any, message: str) ->
     table = schema.to_table(sweep, [outcome_of(sweep, 0, [1.0])], [NOON], HERE)
     with pytest.raises(CorruptError, match=message):
         schema.from_bytes(damage(schema.to_bytes(table)), sweep=sweep, source="object")
+
+
+def test_columns_of_a_later_release_are_empty_in_older_files(sweep: Sweep) -> None:
+    table = schema.to_table(sweep, [outcome_of(sweep, 0, [1.0])], [NOON], HERE)
+    older = schema.to_bytes(table.drop_columns(["image", "tokens_per_s"]))
+    again = schema.from_bytes(older, sweep=sweep, source="object")
+    assert again.schema.equals(table.schema)
+    assert again.column("image").to_pylist() == [None]
+    with pytest.raises(CorruptError, match="lacks the columns ratio"):
+        schema.from_bytes(schema.to_bytes(table.drop_columns(["ratio"])), sweep=sweep, source="x")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"y": 123.0}, "its output_lr are not those of", id="value"),
+        pytest.param({"j": 3}, "holds a point outside 2 x 3", id="column"),
+        pytest.param({"i": -1}, "holds a point outside 2 x 3", id="row"),
+    ],
+)
+def test_a_row_of_no_point_of_the_sweep_is_refused(
+    sweep: Sweep, changes: dict[str, Any], message: str
+) -> None:
+    wrong = outcome_of(sweep, 0, [1.0], **changes)
+    data = schema.to_bytes(schema.to_table(sweep, [wrong], [NOON], HERE))
+    with pytest.raises(CorruptError, match=message):
+        schema.from_bytes(data, sweep=sweep, source="object")
 
 
 def test_a_foreign_parquet_file_is_refused(sweep: Sweep) -> None:
@@ -411,7 +438,7 @@ def test_the_grid_does_not_depend_on_the_order_of_attempts(tmp_path: Path, sweep
 
 def test_an_attempt_rewrites_its_own_object_whole(folder: SweepStore, sweep: Sweep) -> None:
     attempt = stored(folder, sweep, [outcome_of(sweep, 0, [4.0, 1.0])])
-    attempt.add(outcome_of(sweep, 1, [4.0, 1.0]), {"i": 0, "j": 1})
+    attempt.add(outcome_of(sweep, 1, [4.0, 1.0]), {"i": 0, "j": 1, "state": "x"})
     attempt.flush()
     attempt.flush()
     assert len(folder.outcome_entries()) == 1
@@ -447,6 +474,8 @@ def test_a_shard_reads_its_own_objects_and_those_of_other_deals(
         Dealt(sweep, mine).shard(1),
         Dealt(sweep, other).shard(0),
     ]
+    folder.record_deal(mine)
+    folder.record_deal(other)
     for number, shard in enumerate(shards):
         stored(folder, sweep, [outcome_of(sweep, number, [1.0])], shard=shard.name)
     found = {entry.key.split("/")[-1][:12] for entry in folder.shard_entries(mine, shards[0].name)}
@@ -456,6 +485,51 @@ def test_a_shard_reads_its_own_objects_and_those_of_other_deals(
 
 
 # --- lock ---
+
+
+def test_a_lock_that_cannot_be_written_is_still_a_lock(
+    folder: SweepStore, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's lock file in a shared store: readable only."""
+    folder.write_plan(Plan(sweep, Deal()))
+    with SweepLock(folder):
+        pass
+    honest = os.open
+
+    def refusing(path: Any, flags: int, *mode: Any, **options: Any) -> int:
+        if flags & os.O_RDWR and str(path).endswith(".lock"):
+            raise PermissionError(13, "Permission denied")
+        return honest(path, flags, *mode, **options)
+
+    monkeypatch.setattr(os, "open", refusing)
+    with SweepLock(folder):
+        assert is_locked(folder) is True
+
+
+def test_a_place_where_no_lock_can_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(StoreError, match="cannot lock"):
+        SweepLock(Store(str(tmp_path / "runs")).sweep("x")).__enter__()
+
+
+def test_of_two_classes_the_first_one_claimed_counts(folder: SweepStore) -> None:
+    assert folder.claim_class("cpu") == "cpu"
+    assert folder.claim_class("gpu") == "cpu"
+    assert folder.claim_class("cpu") == "cpu"
+
+
+def test_a_damaged_log_is_named(folder: SweepStore, sweep: Sweep) -> None:
+    folder.files.put(folder.log_key("aaaaaa-00000", "x"), b'{"time": 1}\n')
+    with pytest.raises(CorruptError, match=r"x\.jsonl line 1: damaged log"):
+        folder.read_logs()
+
+
+def test_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    files.put("a/b/c.txt", b"x")
+    (tmp_path / "a" / "b" / ".writing-abc").write_text("half")
+    files.remove_leftovers("a")
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["c.txt"]
 
 
 def test_a_sweep_has_one_launcher_at_a_time(

@@ -63,13 +63,22 @@ def test_a_sweep_trains_into_a_bucket_and_resumes_from_it(bucket: str) -> None:
     assert len(folder.read_logs()) == 20
 
 
-def test_a_small_write_is_one_request(bucket: str, server: str) -> None:
+def test_a_small_write_is_one_request(
+    bucket: str, server: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="werkzeug")
     files = Store(bucket.replace("/maps", "/single")).files
     files.put("a/b", b"x" * 1000)
     assert files.get("a/b") == b"x" * 1000
     assert files.get("a/missing") is None
     assert [entry.key for entry in files.entries("a")] == ["a/b"]
     assert [entry.key for entry in files.entries("")] == ["a/b"]  # no marker objects
+    writes = [line for line in caplog.messages if '"PUT /' in line or '"POST /' in line]
+    assert len([line for line in writes if "a/b" in line]) == 1
+
+
+def test_a_place_is_shown_without_its_options(bucket: str) -> None:
+    assert Store(bucket).sweep("x").where("summary") == "s3://fractal/maps/x/summary"
 
 
 def test_there_is_no_lock_in_a_bucket(bucket: str) -> None:

@@ -19,10 +19,12 @@ import pytest
 
 from conftest import mlp_raw, mlp_sweep
 from fractal_k8s.aggregate import read_grid
-from fractal_k8s.errors import EXIT_COMPLETE, EXIT_RETRY, ConflictError
+from fractal_k8s.errors import EXIT_COMPLETE, EXIT_RETRY, MixedNumericsError, StoreError
+from fractal_k8s.results.attempt import Attempt
+from fractal_k8s.results.files import LocalFiles
 from fractal_k8s.results.outcome import Environment, Outcome, State
 from fractal_k8s.results.store import Plan, Store, SweepStore
-from fractal_k8s.sweep.deal import Deal
+from fractal_k8s.sweep.deal import Deal, Dealt
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.points import Point
 from fractal_k8s.worker import Worker
@@ -56,6 +58,17 @@ class RecordingTrainer:
                 losses=np.array([2.0, 1.0], np.float32),
             )
             yield replace(outcome, **self.changes)
+
+
+TOKENS = {
+    "name": "tokens",
+    "model": "gpt",
+    "dataset": "docvqa",
+    "axes": {
+        "y": {"knob": "lr", "low": 1e-6, "high": 1e-3},
+        "x": {"knob": "tokens", "low": 1e3, "high": 1e5},
+    },
+}
 
 
 @pytest.fixture
@@ -130,18 +143,7 @@ def test_diverged_points_are_results(folder: Any, trainer: Any) -> None:
 def test_an_experiment_is_trained_once_and_stored_for_every_point_it_stands_for(
     folder: Any, trainer: Any
 ) -> None:
-    sweep = Sweep.parse(
-        {
-            "name": "tokens",
-            "model": "gpt",
-            "dataset": "docvqa",
-            "resolution": [2, 30],
-            "axes": {
-                "y": {"knob": "lr", "low": 1e-6, "high": 1e-3},
-                "x": {"knob": "tokens", "low": 1e3, "high": 1e5},
-            },
-        }
-    )
+    sweep = Sweep.parse({**TOKENS, "resolution": [2, 30]})
     made = trainer(sweep)
     plan = Plan(sweep, Deal(points_per_shard=100))
     assert run(folder(sweep), plan, 0)[0] == EXIT_COMPLETE
@@ -161,12 +163,125 @@ def test_a_machine_of_another_numerics_class_must_be_accepted(folder: Any, train
     made = trainer(sweep)
     made.environment = Environment(numerics_class="another")
     plan = Plan(sweep, Deal(points_per_shard=4))
-    with pytest.raises(
-        ConflictError, match="numerics class 'test', this machine would add 'another'"
-    ):
+    with pytest.raises(MixedNumericsError, match="class 'test', this machine would add 'another'"):
         run(folder(sweep), plan, 0)
     assert made.trained == []
     assert run(folder(sweep), plan, 0, allow_mixed=True)[0] == EXIT_COMPLETE
+
+
+@pytest.mark.parametrize("only", [None, "5-15"])
+def test_another_class_is_noticed_in_every_shard_and_after_a_resume(
+    only: str | None, folder: Any, trainer: Any
+) -> None:
+    sweep = mlp_sweep(resolution=[4, 4])
+    trainer(sweep)
+    first = Deal(points_per_shard=5)
+    run(folder(sweep), Plan(sweep, first), 0)
+    made = trainer(sweep)
+    made.environment = Environment(numerics_class="another")
+    deal = first if only is None else Deal(points_per_shard=5, only=only)
+    with pytest.raises(MixedNumericsError):
+        run(folder(sweep), Plan(sweep, deal), 1)
+    assert made.trained == []
+    trainer(sweep)
+    assert run(folder(sweep), Plan(sweep, deal), 1)[0] == EXIT_COMPLETE
+
+
+def test_failures_of_another_machine_do_not_stand_in_the_way(folder: Any, trainer: Any) -> None:
+    sweep = mlp_sweep(resolution=[2, 2])
+    plan = Plan(sweep, Deal(points_per_shard=4))
+    trainer(sweep)
+    run(folder(sweep), plan, 0)
+    failed = trainer(sweep, state=State.FAILED)
+    failed.environment = Environment(numerics_class="another")
+    other = Plan(sweep, Deal(points_per_shard=4, only="0-3"))
+    run(folder(sweep), other, 0, allow_mixed=True)
+    grid = read_grid(folder(sweep), plan)
+    assert grid.classes == ["test"]
+    assert grid.known.all()
+
+
+def test_what_was_collected_is_stored_whatever_ends_the_training(folder: Any, trainer: Any) -> None:
+    sweep = mlp_sweep(resolution=[4, 4])
+    made = trainer(sweep)
+    honest = made.train
+
+    def breaking(points: Any, beat: Any) -> Iterator[Outcome]:
+        for number, outcome in enumerate(honest(points, beat)):
+            if number == 10:
+                raise ZeroDivisionError
+            yield outcome
+
+    made.train = breaking
+    plan = Plan(sweep, Deal(points_per_shard=16))
+    with pytest.raises(ZeroDivisionError):
+        run(folder(sweep), plan, 0)
+    assert read_grid(folder(sweep), plan).known.sum() == 10
+
+
+def test_a_store_that_refuses_for_a_while_loses_nothing(
+    folder: Any, trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = mlp_sweep(resolution=[4, 4])
+    trainer(sweep)
+    plan = Plan(sweep, Deal(points_per_shard=16))
+    monkeypatch.setattr("fractal_k8s.worker._RETRY_WAITS_S", (0.0, 0.0))
+    original = LocalFiles.put
+    refused: list[str] = []
+
+    def put(self: LocalFiles, key: str, data: bytes) -> None:
+        if "outcomes" in key and len(refused) < 5:
+            refused.append(key)
+            raise StoreError("cannot write: slow down")
+        original(self, key, data)
+
+    monkeypatch.setattr(LocalFiles, "put", put)
+    worker = Worker(folder(sweep), plan, 0, emit=lambda line: None)
+    worker.flush_seconds = 0.0
+    assert worker.run() == EXIT_COMPLETE
+    assert len(refused) == 5
+    assert read_grid(folder(sweep), plan).known.all()
+
+
+def test_a_store_that_refuses_for_good_is_an_error(
+    folder: Any, trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = mlp_sweep(resolution=[2, 2])
+    trainer(sweep)
+    monkeypatch.setattr("fractal_k8s.worker._RETRY_WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(Attempt, "flush", lambda self: (_ for _ in ()).throw(StoreError("no")))
+    with pytest.raises(StoreError):
+        run(folder(sweep), Plan(sweep, Deal(points_per_shard=4)), 0)
+
+
+@pytest.mark.parametrize("arrivals", [1, 3])
+def test_signals_never_split_an_experiment_s_points_or_a_write(
+    arrivals: int, folder: Any, trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signals while points are added and while they are written: one clean stop, all kept."""
+    sweep = Sweep.parse({**TOKENS, "resolution": [2, 30]})
+    trainer(sweep)
+    plan = Plan(sweep, Deal(points_per_shard=100))
+    add, flush = Attempt.add, Attempt.flush
+
+    def interrupted_add(self: Attempt, *arguments: Any) -> None:
+        add(self, *arguments)
+        if len(self) == 3:
+            for _ in range(arrivals):
+                signal.raise_signal(signal.SIGTERM)
+
+    def interrupted_flush(self: Attempt) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        flush(self)
+
+    monkeypatch.setattr(Attempt, "add", interrupted_add)
+    monkeypatch.setattr(Attempt, "flush", interrupted_flush)
+    code, lines = run(folder(sweep), plan, 0)
+    assert code == 143
+    grid = read_grid(folder(sweep), plan)
+    first = Dealt(sweep, plan.deal).shard(0)
+    assert int(grid.known.sum()) == len(first.shared[first.trained[0]])
+    assert lines[-1] == f"stopped after {int(grid.known.sum())} points, which are stored"
 
 
 def test_a_line_tells_a_point_s_whole_story(folder: Any, trainer: Any) -> None:
@@ -230,6 +345,13 @@ def test_sigterm_saves_what_is_done_and_ends_with_143(tmp_path: Path) -> None:
     stored = int(told[1])
     folder = Store(str(tmp_path / "runs")).sweep(sweep.id)
     assert int(read_grid(folder, Plan(sweep, Deal())).known.sum()) == stored >= 49
+
+
+def test_a_worker_without_a_shard_is_wrong_for_good(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fractal_k8s", "worker", "--store", "x", "--sweep", "y"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 64
+    assert "--shard" in done.stderr
 
 
 def test_the_index_comes_from_the_environment_of_a_job(tmp_path: Path) -> None:
@@ -345,6 +467,7 @@ sys.exit(Worker(Store({str(tmp_path / "runs")!r}).sweep(plan.sweep.id), plan, 0)
     assert done.returncode == 70, done.stderr
     assert time.monotonic() - began < 30
     assert "no training step for" in done.stderr
+    assert "what is done is stored" in done.stderr
     folder = Store(str(tmp_path / "runs")).sweep(sweep.id)
     assert read_grid(folder, Plan(sweep, Deal())).known.sum() == 2
 

@@ -9,6 +9,8 @@ boxes, and D = -d ln N / d ln m = 2 - d ln p / d ln m.
 - Boxes that reach over the frame see the map mirrored there. Without that, boxes near the frame
   are missing or half empty, which costs a straight line 0.05 and a centred closed curve 0.1.
 - Sizes are sqrt(2) apart, over a range that is reported with the number.
+- With holes in the map every size is judged at the same places, those where the largest box holds
+  no hole; otherwise large boxes would be judged where there is less edge.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from fractal_k8s.analysis.boundary import Mask, find_edge, published_boundary
 Counts = npt.NDArray[np.float64]
 
 MIN_SIZES: Final = 4
+# With holes: the largest sizes are given up until this share of the places can be judged.
+_MIN_JUDGED: Final = 0.5
 # Box positions per box side that are looked at: every position of small boxes, 8 x 8 of large ones.
 _STEPS_PER_BOX: Final = 8
 
@@ -76,8 +80,15 @@ def windows(labels: Mask, known: Mask | None = None) -> BoxDimension:
     if not edge.count:
         judged = labels if known is None else labels[known]
         return BoxDimension(dimension=None, reason=_no_edge(judged), **common)  # type: ignore[arg-type]
-    sizes = scaling_range(min(labels.shape))
-    shares = _box_shares(edge.cells, edge.valid, sizes)
+    sizes, places = _judged_places(edge.valid, scaling_range(min(labels.shape)))
+    if len(sizes) < MIN_SIZES:
+        reason = (
+            f"only {len(sizes)} box sizes fit between the holes of the map"
+            if not edge.valid.all()
+            else f"only {len(sizes)} box sizes fit, a slope needs {MIN_SIZES}; use a finer map"
+        )
+        return BoxDimension(dimension=None, reason=reason, **common)  # type: ignore[arg-type]
+    shares = _box_shares(edge.cells, sizes, places)
     counts = shares * edge.cells.size / np.square(np.array(sizes, dtype=float))
     return _fitted(sizes, counts, **common)  # type: ignore[arg-type]
 
@@ -164,20 +175,29 @@ def aligned_counts(cells: Mask, sizes: Sequence[int]) -> Counts:
     return np.array(counts, dtype=np.float64)
 
 
-def _box_shares(cells: Mask, valid: Mask, sizes: Sequence[int]) -> Counts:
-    """Share of the boxes of each size, centred in the map, that hold an edge. Shape (sizes,)."""
-    margin = max(sizes, default=0)
-    edges = _SummedArea(cells, margin)
-    unknown = None if valid.all() else _SummedArea(~valid, margin)
+def _judged_places(valid: Mask, sizes: list[int]) -> tuple[list[int], Mask | None]:
+    """The box sizes that can be used, and the cells around which a box of any of them has no hole.
+
+    Without holes that is every size and every cell (None).
+    """
+    if valid.all():
+        return sizes, None
+    unknown = _SummedArea(~valid, max(sizes, default=0))
+    for count in range(len(sizes), 0, -1):
+        places = unknown.box_sums(sizes[count - 1], stride=1) == 0
+        if places.mean() >= _MIN_JUDGED:
+            return sizes[:count], places
+    return [], None
+
+
+def _box_shares(cells: Mask, sizes: Sequence[int], places: Mask | None) -> Counts:
+    """Share of the boxes of each size, around the given cells, that hold an edge. (sizes,)"""
+    edges = _SummedArea(cells, max(sizes))
     shares = []
     for size in sizes:
-        stride = max(1, size // _STEPS_PER_BOX)
+        stride = max(1, size // _STEPS_PER_BOX) if places is None else 1
         hit = edges.box_sums(size, stride) > 0
-        if unknown is None:
-            shares.append(hit.mean())
-        else:
-            judged = unknown.box_sums(size, stride) == 0
-            shares.append(hit[judged].mean() if judged.any() else np.nan)
+        shares.append(hit.mean() if places is None else hit[places].mean())
     return np.array(shares, dtype=np.float64)
 
 

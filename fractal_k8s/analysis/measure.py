@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fractal_k8s.results.grid import Grid
+from fractal_k8s.sweep.axes import STEPS
 
 _CLIP: Final = 1e6
 
@@ -27,25 +28,20 @@ def convergence_measure(grid: Grid) -> Floats:
     values, offsets = grid.losses()
     counts = np.diff(offsets)
     measure = np.full(grid.sweep.num_points, np.nan)
-    total = int(counts.max(initial=0))
     for point, start, count in zip(grid.point_indexes(), offsets, counts, strict=False):
         if count:
-            steps = _planned(grid, count, total)
+            steps = _planned(grid, int(point), int(count))
             series = values[start : start + count]
             measure[point] = measure_of(series, steps, bool(grid.trainable.flat[point]))
     measure[~grid.known.ravel()] = np.nan
     return measure.reshape(grid.states.shape)
 
 
-def _planned(grid: Grid, recorded: int, longest: int) -> int:
-    """Losses of a whole run: on a token axis runs differ in length, elsewhere they do not."""
-    return (
-        longest if grid.sweep.training.num_steps() is not None and not _varies(grid) else recorded
-    )
-
-
-def _varies(grid: Grid) -> bool:
-    return "tokens" in (grid.sweep.x_knob.name, grid.sweep.y_knob.name)
+def _planned(grid: Grid, point: int, recorded: int) -> int:
+    """Losses that the point's run would have made to its end."""
+    if STEPS not in (grid.sweep.y_knob.affects, grid.sweep.x_knob.affects):
+        return grid.sweep.training.num_steps() or recorded
+    return grid.sweep.training_at(grid.sweep.point(point)).num_steps() or recorded
 
 
 def measure_of(losses: npt.NDArray[np.floating], steps: int, trainable: bool) -> float:

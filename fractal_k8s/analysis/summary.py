@@ -8,7 +8,7 @@ import numpy as np
 
 from fractal_k8s.analysis.boundary import Mask
 from fractal_k8s.analysis.box_dimension import METHODS
-from fractal_k8s.results.grid import TRAINABLE, Grid
+from fractal_k8s.results.grid import NOT_TRAINABLE, TRAINABLE, Grid
 from fractal_k8s.results.verdict import window_holds_first_loss
 from fractal_k8s.sweep.deal import representatives
 
@@ -21,8 +21,10 @@ def summarise(grid: Grid, *, method: str = "windows") -> dict[str, Any]:
     the reader must know: biased_points, problems, numerics_classes, timing.
     """
     known = grid.known
-    biased = window_holds_first_loss(grid.rule, grid.num_losses) & known
+    finished = grid.states >= NOT_TRAINABLE
+    biased = window_holds_first_loss(grid.rule, grid.num_losses) & finished
     return {
+        "version": 1,
         "sweep": grid.sweep.id,
         "resolution": [grid.sweep.rows, grid.sweep.columns],
         "verdict": grid.rule.model_dump(mode="json"),

@@ -61,7 +61,10 @@ class Run(Protocol):
         ...
 
     def cancel(self) -> None:
-        """Stops the run; what is done is kept. Safe to call from a signal handler, or twice."""
+        """Stops the run and keeps what is done; a second call does not wait for the last points.
+
+        Safe to call from a signal handler.
+        """
         ...
 
 

@@ -79,6 +79,8 @@ class LocalRun:
         self._done = 0
         self._failed: dict[int, str] = {}
         self._cancelled = False
+        # what the shards printed, once the run is over
+        self._kept: dict[int, str] = {}
 
     def wait(self) -> Status:
         try:
@@ -91,6 +93,7 @@ class LocalRun:
         finally:
             self._stop_children()
             self._report(timeout=0)
+            self._kept = {shard: self.logs(shard) for shard in self._attempts}
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def status(self) -> Status:
@@ -98,7 +101,7 @@ class LocalRun:
 
     def logs(self, shard: int) -> str:
         path = self.folder / f"{shard}.out"
-        return path.read_text(errors="replace") if path.exists() else ""
+        return path.read_text(errors="replace") if path.exists() else self._kept.get(shard, "")
 
     def cancel(self) -> None:
         """First call: children flush and end. Second call: they are killed."""
@@ -155,6 +158,8 @@ class LocalRun:
         reader = threading.Thread(target=self._read_events, args=(reading,), daemon=True)
         reader.start()
         self._children[shard] = _Child(shard, slot, process, reader)
+        if self._cancelled:  # while it was being started, when it could not be told yet
+            process.terminate()
 
     def _read_events(self, handle: int) -> None:
         with os.fdopen(handle, "r") as lines:
@@ -191,8 +196,11 @@ class LocalRun:
         elif code in (EXIT_SETTINGS, EXIT_CORRUPT):
             raise self._fatal(shard, code)
         else:
-            self._failed[shard] = self._reason(shard, code)
-            if self._attempts[shard] < _MAX_ATTEMPTS:
+            reason, before = self._reason(shard, code), self._failed.get(shard)
+            self._failed[shard] = reason
+            # the same words twice: a third attempt would only say them again
+            hopeless = code > 0 and reason == before
+            if self._attempts[shard] < _MAX_ATTEMPTS and not hopeless:
                 self._waiting.append(shard)
                 self._not_before[shard] = time.monotonic() + self._attempts[shard]
 
@@ -261,7 +269,9 @@ def available_cores() -> int:
 def visible_gpus() -> tuple[str, ...]:
     """Numbers of the NVIDIA GPUs here, without loading torch."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return tuple(part.strip() for part in chosen.split(",") if part.strip())
+        parts = [part.strip() for part in chosen.split(",") if part.strip()]
+        # CUDA ignores an invalid entry and whatever follows it
+        return tuple(parts[: parts.index("-1")] if "-1" in parts else parts)
     if shutil.which("nvidia-smi") is None:
         return ()
     query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]

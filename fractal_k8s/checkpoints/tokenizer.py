@@ -82,6 +82,11 @@ def _build(state: Any, source: str) -> tiktoken.Encoding:
         raise CorruptError(f"{source}: not a tokenizer: lacks one of {', '.join(kinds)}")
     if missing := [name for name in SPECIAL_TOKENS if name not in state["special_tokens"]]:
         raise CorruptError(f"{source}: not nanochat's tokenizer: lacks {', '.join(missing)}")
+    # tiktoken's core aborts on ids that repeat or leave gaps, so they are checked before it
+    ids = [*state["mergeable_ranks"].values(), *state["special_tokens"].values()]
+    whole = all(type(number) is int for number in ids) and sorted(ids) == list(range(len(ids)))
+    if not whole or not all(isinstance(token, bytes) for token in state["mergeable_ranks"]):
+        raise CorruptError(f"{source}: its token ids are not the numbers 0 to {len(ids) - 1}")
     try:
         return tiktoken.Encoding(**{key: state[key] for key in kinds})
     except Exception as error:  # tiktoken raises whatever its Rust core does

@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 
 from fractal_k8s import __version__
-from fractal_k8s.errors import FractalError
+from fractal_k8s.errors import EXIT_SETTINGS, FractalError
 
 # name -> what `--help` says of it; the command is `command` in the module cli/<name>.py.
 # A test compares the texts with the commands' own.
@@ -75,6 +75,10 @@ class _Group(click.Group):
             as_worker = ctx.invoked_subcommand == "worker"
             code = error.worker_code if as_worker else error.exit_code
             raise _Translated(str(error), code) from None
+        except click.UsageError as error:
+            if ctx.invoked_subcommand == "worker":
+                error.exit_code = EXIT_SETTINGS  # type: ignore[misc]  # click reads it there
+            raise
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:

@@ -18,6 +18,7 @@ from fractal_k8s.cli.common import (
 )
 from fractal_k8s.errors import IncompleteError, UsageError
 
+# the keys of analysis.box_dimension.METHODS, which a test compares
 _METHODS = ("windows", "published", "aligned")
 
 
@@ -27,7 +28,8 @@ _METHODS = ("windows", "published", "aligned")
     "--mask",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A picture instead of a sweep: .npy (boolean, or 0 and 1) or a two-colour image.",
+    help="A picture instead of a sweep: .npy (boolean, or 0 and 1), or an image of two colours "
+    "(blue against red, else the brighter one, is trainable).",
 )
 @click.option(
     "--method",
@@ -104,6 +106,9 @@ def _of_sweep(
         raise UsageError(
             f"{foreign[0]!r} would need new training; analyze can only change verdict.* keys"
         )
-    rule = resolve(plan.sweep.to_dict(), settings=settings, source=plan.sweep.id).verdict
+    raw = plan.sweep.to_dict()
+    if any(text.startswith("verdict.rule") for text in settings):
+        raw["verdict"] = {}  # another rule starts from its own defaults
+    rule = resolve(raw, settings=settings, source=plan.sweep.id).verdict
     grid = read_grid(folder, plan, rule=rule, allow_mixed=allow_mixed)
     return summarise(grid, method=method)

@@ -141,26 +141,9 @@ def read_sweep(
         raw,
         settings=settings,
         resolution=resolution,
-        overrides={
-            "checkpoint": absolute_checkpoint(checkpoint or raw.get("checkpoint")),
-            "dataset": absolute_dataset(dataset or raw.get("dataset")),
-            "name": name,
-        },
+        overrides={"checkpoint": checkpoint, "dataset": dataset, "name": name},
         source=source,
     )
-
-
-def absolute_checkpoint(reference: Any) -> Any:
-    """The folder's whole path: workers may run in another folder."""
-    return str(Path(reference).expanduser().absolute()) if isinstance(reference, str) else reference
-
-
-def absolute_dataset(reference: Any) -> Any:
-    """The reference with its file's whole path."""
-    if not isinstance(reference, str):
-        return reference
-    kind, separator, file = reference.partition(":")
-    return f"{kind}:{Path(file).expanduser().absolute()}" if separator and file else reference
 
 
 def open_store(store_uri: str) -> Store:

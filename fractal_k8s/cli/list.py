@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fractal_k8s.cli.common import Command, echo_json, json_option, open_store, store_option
+from fractal_k8s.errors import FractalError
+
+if TYPE_CHECKING:
+    from fractal_k8s.results.store import Store
+
+if TYPE_CHECKING:
+    pass
 
 
 @click.command(cls=Command)
@@ -24,6 +31,9 @@ def command(store_uri: str, as_json: bool) -> None:
         return
     width = max(len(row["sweep"]) for row in rows)
     for row in rows:
+        if "problem" in row:
+            click.echo(f"{row['sweep']:<{width}}  {row['state']}: {row['problem']}")
+            continue
         dimension = "" if row["dimension"] is None else f"D {row['dimension']:.3f}"
         size = "{} x {}".format(*row["resolution"])
         click.echo(
@@ -32,17 +42,18 @@ def command(store_uri: str, as_json: bool) -> None:
         )
 
 
-def _row(store: Any, sweep_id: str) -> dict[str, Any]:
+def _row(store: Store, sweep_id: str) -> dict[str, Any]:
+    """What the list says of one sweep; a damaged one is said to be so and stops nothing."""
     from fractal_k8s.aggregate import read_grid
     from fractal_k8s.results.lock import is_locked
 
-    folder, plan = store.plan(sweep_id)
+    try:
+        folder, plan = store.plan(sweep_id)
+        summary = folder.read_summary()
+        known = int(read_grid(folder, plan, allow_mixed=True).known.sum())
+    except FractalError as error:
+        return {"sweep": sweep_id, "state": "unreadable", "problem": str(error)}
     sweep = plan.sweep
-    summary = folder.read_summary()
-    complete = bool(summary and summary["complete"])
-    known = (
-        sweep.num_points if complete else int(read_grid(folder, plan, allow_mixed=True).known.sum())
-    )
     running = is_locked(folder)
     state = "complete" if known == sweep.num_points else "running" if running else "partial"
     return {

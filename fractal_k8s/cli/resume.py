@@ -8,8 +8,6 @@ import click
 
 from fractal_k8s.cli.common import (
     Command,
-    absolute_checkpoint,
-    absolute_dataset,
     json_option,
     mixed_option,
     open_store,
@@ -42,13 +40,14 @@ def command(
     """
     from fractal_k8s.cli.training import train_and_report
     from fractal_k8s.sweep.definition import Sweep
+    from fractal_k8s.sweep.load import whole_checkpoint, whole_dataset
 
     store = open_store(store_uri)
     _, plan = store.plan(sweep_id)
     raw = plan.sweep.to_dict()
     if checkpoint is not None:
-        raw["checkpoint"] = absolute_checkpoint(checkpoint)
+        raw["checkpoint"] = whole_checkpoint(checkpoint)
     if dataset is not None:
-        raw["dataset"] = absolute_dataset(dataset)
-    sweep = Sweep.parse(raw, source=plan.sweep.id)
+        raw["dataset"] = whole_dataset(dataset)
+    sweep = Sweep.parse(raw, source=plan.sweep.id, version=plan.sweep.version)
     train_and_report(sweep, store, allow_mixed=allow_mixed, as_json=as_json, **training)

@@ -39,9 +39,9 @@ def command(name: str, store_uri: str, as_json: bool) -> None:
 def toml_text(content: dict[str, Any], path: str = "") -> str:
     """Plain data as TOML: values first, then tables."""
     lines = [
-        f"{key} = {json.dumps(value)}"
+        f"{key} = {json.dumps(value, ensure_ascii=False)}"
         for key, value in content.items()
-        if not isinstance(value, dict)
+        if value is not None and not isinstance(value, dict)
     ]
     parts = ["\n".join(lines) + "\n"] if lines else []
     for key, value in content.items():

@@ -72,7 +72,7 @@ def _rate(grid: Grid) -> float | None:
         return None
     recent = times[times >= times.max() - _RECENT_S]
     span = recent.max() - recent.min()
-    return float(len(recent) / span) if span > 0 else None
+    return float((len(recent) - 1) / span) if span > 0 else None
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:

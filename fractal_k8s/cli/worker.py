@@ -48,7 +48,7 @@ def command(store_uri: str, sweep_ref: str, shard: int, allow_mixed: bool) -> No
     are damaged; 70 no step for too long; 75 try again; 143 stopped by SIGTERM, with what is done
     kept.
     """
-    from fractal_k8s.train.determinism import prepare_environment
+    from fractal_k8s.environ import prepare_environment
 
     prepare_environment()
     from fractal_k8s.worker import Worker, flush_stdout

@@ -93,8 +93,10 @@ class BatchedMLP:
         nonlinearity: Nonlinearity,
         dtype: torch.dtype,
         device: torch.device,
+        minibatch: int | None = None,
     ) -> None:
         self.nonlinearity = nonlinearity
+        self.minibatch = minibatch
         self.dtype = dtype
         self.device = device
         self.num_examples, self.width = inputs.shape
@@ -137,9 +139,13 @@ class BatchedMLP:
         lanes = self.replicate(*weights, self.num_lanes)
         lanes.input_lr.fill_(3.0)
         lanes.output_lr.fill_(2.0)
-        losses = torch.stack([self.step(lanes).clone() for _ in range(steps)])
-        return bool((losses == losses[:, :1]).all()) and bool(
-            (lanes.input_weights == lanes.input_weights[:, :1]).all()
+        rows = None
+        if self.minibatch is not None:
+            rows = torch.arange(self.minibatch, device=self.device) % self.num_examples
+        losses = torch.stack([self.step(lanes, rows).clone() for _ in range(steps)])
+        return all(
+            bool((part == part[:, :1]).all())
+            for part in (losses, lanes.input_weights, lanes.output_weights)
         )
 
     def _allocate(self, lanes: int) -> None:

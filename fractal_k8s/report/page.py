@@ -15,7 +15,7 @@ from fractal_k8s import __version__
 from fractal_k8s.analysis.measure import convergence_measure, rank_colours
 from fractal_k8s.report.colours import plotly_scale, trainability_values
 from fractal_k8s.report.view import AxisView, axis_views
-from fractal_k8s.results.grid import STATE_NAMES, TRAINABLE, Grid
+from fractal_k8s.results.grid import NOT_TRAINABLE, STATE_NAMES, TRAINABLE, Grid
 from fractal_k8s.results.verdict import window_holds_first_loss
 
 Rows = list[tuple[str, str]]
@@ -79,7 +79,8 @@ def _notices(grid: Grid, summary: dict[str, Any]) -> str:
 
 
 def _biased_places(grid: Grid) -> tuple[int, int]:
-    biased = window_holds_first_loss(grid.rule, grid.num_losses) & grid.known
+    finished = grid.states >= NOT_TRAINABLE
+    biased = window_holds_first_loss(grid.rule, grid.num_losses) & finished
     return int(biased.any(axis=1).sum()), int(biased.any(axis=0).sum())
 
 

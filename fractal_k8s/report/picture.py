@@ -20,8 +20,9 @@ _LUMA: Final = np.array([0.299, 0.587, 0.114])
 def read_mask(path: Path) -> tuple[Mask, Mask]:
     """Labels and where they are known, both (rows, columns).
 
-    .npy: booleans, or numbers that are 0, 1 or NaN (unknown). Image: two colours, the brighter one
-    is trainable; pixels that are fully transparent are unknown.
+    .npy: booleans, or numbers that are 0, 1 or NaN (unknown). Image: two colours. Of a red and a
+    blue one, as in this project's figures, blue is trainable; of any others the brighter one is.
+    Pixels that are fully transparent are unknown.
 
     Raises:
         UsageError: the file is missing, of an unknown kind, or not a map of two labels.
@@ -74,8 +75,9 @@ def _from_image(path: Path) -> tuple[Mask, Mask]:
             f"mask {path}: has {len(colours)} colours, a map of two labels has two; "
             "save it without smoothing, axes or text"
         )
-    brightness = pixels[..., :3] @ _LUMA
     if len(colours) < 2:
-        return brightness >= 128, known
-    brighter = max(float(colour @ _LUMA) for colour in colours)
-    return np.isclose(brightness, brighter), known
+        return pixels[..., :3] @ _LUMA >= 128, known
+    blueness = colours[:, 2].astype(int) - colours[:, 0]
+    rank = blueness if blueness.min() < 0 < blueness.max() else colours @ _LUMA
+    trainable = colours[int(np.argmax(rank))]
+    return (pixels[..., :3] == trainable).all(axis=2), known

@@ -25,20 +25,19 @@ class Attempt:
         self.sweep = sweep
         self.shard = shard
         self.environment = environment
-        self.outcomes: list[Outcome] = []
-        self._times: list[datetime] = []
-        self._log: list[str] = []
+        # (outcome, when it was known, its log line); one append, so that a signal cannot split it
+        self._entries: list[tuple[Outcome, datetime, str]] = []
         self._flushed = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def add(self, outcome: Outcome, line: dict[str, Any]) -> None:
         """Takes one outcome and its log line (plain data; time, shard and attempt are added)."""
         now = datetime.now(UTC)
-        self.outcomes.append(outcome)
-        self._times.append(now)
         stamp = {"time": now.isoformat(timespec="milliseconds")}
-        self._log.append(
-            json.dumps({**stamp, "shard": self.shard, "attempt": self.name, **_jsonable(line)})
-        )
+        text = json.dumps({**stamp, "shard": self.shard, "attempt": self.name, **_jsonable(line)})
+        self._entries.append((outcome, now, text))
 
     def flush(self) -> None:
         """Writes what has been added so far; does nothing when nothing is new.
@@ -46,15 +45,16 @@ class Attempt:
         Raises:
             StoreError: the store refused; nothing in it was damaged, and a later flush writes all.
         """
-        count = len(self.outcomes)
-        if count == self._flushed:
+        entries = self._entries[:]
+        if len(entries) == self._flushed:
             return
-        table = schema.to_table(self.sweep, self.outcomes, self._times, self.environment)
-        log = ("\n".join(self._log) + "\n").encode()
+        outcomes, times, lines = zip(*entries, strict=True)
+        table = schema.to_table(self.sweep, outcomes, times, self.environment)
+        log = ("\n".join(lines) + "\n").encode()
         files = self.folder.files
         files.put(self.folder.log_key(self.shard, self.name), log)
         files.put(self.folder.outcome_key(self.shard, self.name), schema.to_bytes(table))
-        self._flushed = count
+        self._flushed = len(entries)
 
 
 def _jsonable(line: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,9 @@ class Entry:
 class Files(Protocol):
     """What the store asks of a place. Keys are relative, with `/` between parts."""
 
+    # what to open it with again, and what to show to a person
     uri: str
+    place: str
 
     def put(self, key: str, data: bytes) -> None: ...
     def get(self, key: str) -> bytes | None: ...
@@ -66,14 +68,14 @@ class LocalFiles:
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
-        self.uri = str(self.root)
+        self.uri = self.place = str(self.root)
 
     def path(self, key: str) -> Path:
         return self.root / key
 
     def put(self, key: str, data: bytes) -> None:
         target = self.root / key
-        with _local_errors("write", target), _new_folders(target.parent):
+        with local_errors("write", target), _new_folders(target.parent):
             handle, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=target.parent)
             try:
                 with os.fdopen(handle, "wb") as file:
@@ -89,7 +91,7 @@ class LocalFiles:
 
     def get(self, key: str) -> bytes | None:
         path = self.root / key
-        with _local_errors("read", path):
+        with local_errors("read", path):
             try:
                 return path.read_bytes()
             except (FileNotFoundError, NotADirectoryError):
@@ -98,7 +100,7 @@ class LocalFiles:
     def entries(self, prefix: str) -> list[Entry]:
         base = self.root / prefix
         found: list[Entry] = []
-        with _local_errors("list", base):
+        with local_errors("list", base):
             for folder, _, names in os.walk(base, onerror=_raise_unless_missing):
                 for name in names:
                     if name.startswith(_TEMPORARY):
@@ -110,14 +112,20 @@ class LocalFiles:
                         found.append(Entry(key, stat.st_size, stat.st_mtime_ns))
         return sorted(found, key=lambda entry: entry.key)
 
+    def remove_leftovers(self, prefix: str) -> None:
+        """Deletes the temporary files of writers that were killed. Only while nobody writes."""
+        for path in (self.root / prefix).rglob(f"{_TEMPORARY}*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
     def free_bytes(self) -> int:
         """Free space where the store is, or will be."""
         place = next(path for path in (self.root, *self.root.parents) if path.exists())
-        with _local_errors("use", place):
+        with local_errors("use", place):
             return shutil.disk_usage(place).free
 
     def folders(self) -> list[str]:
-        with _local_errors("list", self.root):
+        with local_errors("list", self.root):
             try:
                 return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
             except FileNotFoundError:
@@ -150,7 +158,8 @@ def _raise_unless_missing(error: OSError) -> None:
 
 
 @contextlib.contextmanager
-def _local_errors(verb: str, path: Path) -> Iterator[None]:
+def local_errors(verb: str, path: Path) -> Iterator[None]:
+    """Turns what the operating system says into a StoreError with a next step."""
     try:
         yield
     except OSError as error:
@@ -184,6 +193,7 @@ class ObjectFiles:
         if not parts.netloc:
             raise UsageError(f"store {uri}: names no bucket; write {parts.scheme}://BUCKET/PREFIX")
         self.uri = uri
+        self.place = f"{parts.scheme}://{parts.netloc}{parts.path}"
         self.base = (parts.netloc + parts.path).rstrip("/")
         options = {key: values[-1] for key, values in parse_qs(parts.query).items()}
         self._fs = _s3(uri, options) if parts.scheme == "s3" else _gcs(uri, options)
@@ -230,7 +240,7 @@ class ObjectFiles:
         try:
             yield
         except FileNotFoundError:
-            raise StoreError(f"cannot {verb} {self.uri}: no such bucket") from None
+            raise StoreError(f"cannot {verb} {self.place}: no such bucket") from None
         except OSError as error:
             text = str(error)
             advice = (
@@ -241,7 +251,7 @@ class ObjectFiles:
                 )
                 else ""
             )
-            raise StoreError(f"cannot {verb} {self.uri} ({key}): {text}{advice}") from None
+            raise StoreError(f"cannot {verb} {self.place} ({key}): {text}{advice}") from None
 
 
 def _s3(uri: str, options: dict[str, str]) -> pafs.FileSystem:
@@ -260,9 +270,9 @@ def _s3(uri: str, options: dict[str, str]) -> pafs.FileSystem:
     addressing = options.get("addressing") or ("path" if _is_local(address.hostname) else "virtual")
     if addressing not in ("path", "virtual"):
         raise UsageError(f"store {uri}: addressing must be path or virtual, got {addressing!r}")
-    region = options.get("region") or environment.get("AWS_REGION")
     return pafs.S3FileSystem(
-        region=region or environment.get("AWS_DEFAULT_REGION") or "us-east-1",
+        # without one pyarrow asks the AWS configuration, as every other client does
+        region=options.get("region") or environment.get("AWS_REGION"),
         endpoint_override=address.netloc or None,
         scheme=address.scheme or "https",
         force_virtual_addressing=bool(endpoint) and addressing == "virtual",

@@ -5,6 +5,7 @@ A hole stays a hole: nothing here fills, averages or guesses.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -108,12 +109,7 @@ def build_grid(
         ConflictError: the points belong to different numerics classes.
     """
     table, problems = _one_row_per_point(sweep, outcomes.table)
-    classes = [str(name) for name in pc.unique(table.column("numerics_class")).to_pylist()]
-    if len(classes) > 1 and not allow_mixed:
-        raise ConflictError(
-            f"{sweep.id}: its points were trained in {len(classes)} numerics classes, which are "
-            f"not one map: {'; '.join(sorted(classes))}. Give --allow-mixed to accept them as one"
-        )
+    classes = _classes(sweep, table, allow_mixed)
     rule = rule or sweep.verdict
     shape = (sweep.rows, sweep.columns)
     index = _row_indexes(sweep, table)
@@ -143,15 +139,30 @@ def build_grid(
         problems=[*outcomes.problems, *problems],
         classes=classes,
     )
-    trained = spread(state == State.TRAINED.value, False, bool)
-    stable = is_stable(trained, grid.final_loss)
-    trainable = is_trainable(rule, stable, grid.ratio, grid.final_loss)
-    grid.states[spread(state == State.FAILED.value, False, bool)] = FAILED
-    grid.states[spread(state == State.DIVERGED.value, False, bool)] = DIVERGED
-    grid.states[trained] = NOT_TRAINABLE
-    grid.states[trained & ~stable] = DIVERGED
-    grid.states[trainable] = TRAINABLE
+    _judge(grid, {kind: spread(state == kind.value, False, bool) for kind in State})
     return grid
+
+
+def _judge(grid: Grid, where: Mapping[State, npt.NDArray[np.bool_]]) -> None:
+    """Fills in the states of the points, given where each kind of outcome is stored."""
+    trained = where[State.TRAINED]
+    stable = is_stable(trained, grid.final_loss)
+    grid.states[where[State.FAILED]] = FAILED
+    grid.states[where[State.DIVERGED] | (trained & ~stable)] = DIVERGED
+    grid.states[stable] = NOT_TRAINABLE
+    grid.states[is_trainable(grid.rule, stable, grid.ratio, grid.final_loss)] = TRAINABLE
+
+
+def _classes(sweep: Sweep, table: pa.Table, allow_mixed: bool) -> list[str]:
+    """Numerics classes of the results; failures have no numbers that could be mixed."""
+    results = table.filter(pc.field("state") != State.FAILED.value)
+    classes = sorted(str(name) for name in pc.unique(results.column("numerics_class")).to_pylist())
+    if len(classes) > 1 and not allow_mixed:
+        raise ConflictError(
+            f"{sweep.id}: its points were trained in {len(classes)} numerics classes, which are "
+            f"not one map: {'; '.join(classes)}. Give --allow-mixed to accept them as one"
+        )
+    return classes
 
 
 def _row_indexes(sweep: Sweep, table: pa.Table) -> npt.NDArray[np.int64]:

@@ -7,6 +7,7 @@ its workers still train.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -14,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from fractal_k8s.errors import ConflictError
-from fractal_k8s.results.files import LocalFiles
+from fractal_k8s.errors import ConflictError, StoreError
+from fractal_k8s.results.files import LocalFiles, local_errors
 from fractal_k8s.results.store import SweepStore
 
 _NAME: Final = ".lock"
@@ -38,8 +39,9 @@ class SweepLock:
         path = _path(self.folder)
         if path is None:
             return self
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with local_errors("lock", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = _open(path)
         if not _take(handle):
             owner = os.read(handle, 64).decode(errors="replace").strip()
             os.close(handle)
@@ -47,8 +49,9 @@ class SweepLock:
                 f"{self.folder.sweep_id} is being trained by process {owner or 'unknown'}; "
                 f"watch it with: fractal-k8s status {self.folder.sweep_id} --watch"
             )
-        os.ftruncate(handle, 0)
-        os.write(handle, f"{os.getpid()}\n".encode())
+        with contextlib.suppress(OSError):  # another user's file may be read-only for us
+            os.ftruncate(handle, 0)
+            os.write(handle, f"{os.getpid()}\n".encode())
         self.handle = handle
         return self
 
@@ -61,6 +64,13 @@ class SweepLock:
         if self.handle is not None:
             os.close(self.handle)
             self.handle = None
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # a lock can be held on a file that may only be read
+        return os.open(path, os.O_RDONLY)
 
 
 def _take(handle: int) -> bool:
@@ -83,9 +93,10 @@ def is_locked(folder: SweepStore) -> bool | None:
     if path is None:
         return None
     try:
-        handle = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
+        with local_errors("lock", path):
+            handle = os.open(path, os.O_RDONLY)
+    except StoreError:
+        return False if not path.exists() else None
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -10,6 +10,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from fractal_k8s.sweep.points import Point
+
 Losses = npt.NDArray[np.float32]
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
@@ -23,7 +25,7 @@ class State(enum.StrEnum):
     """
 
     TRAINED = "trained"
-    DIVERGED = "diverged"  # a loss or a weight became non-finite
+    DIVERGED = "diverged"  # a loss became non-finite
     FAILED = "failed"  # crash, out of memory, lost device: says nothing about the hyperparameters
 
 
@@ -63,6 +65,22 @@ class Outcome:
     @property
     def tokens_per_s(self) -> float:
         return self.tokens_seen / self.seconds if self.seconds > 0 else float("nan")
+
+
+def failure(point: Point, run_seed: int, error: BaseException, seconds: float) -> Outcome:
+    """The outcome of a run that broke: a failed point, with what was said."""
+    words = str(error).splitlines()
+    return Outcome(
+        index=point.index,
+        i=point.i,
+        j=point.j,
+        y=point.y,
+        x=point.x,
+        state=State.FAILED,
+        run_seed=run_seed,
+        seconds=seconds,
+        error=f"{type(error).__name__}: {words[0] if words else ''}",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,10 +146,31 @@ def from_bytes(data: bytes, *, sweep: Sweep, source: str) -> pa.Table:
             f"{source}: holds outcomes of {owner or 'something else'}, not of {sweep.id}"
         )
     schema = outcome_schema(sweep)
-    absent = sorted(set(schema.names) - set(table.schema.names))
+    needed = {"i", "j", sweep.y_knob.name, sweep.x_knob.name, "numerics_class", "time"}
+    absent = sorted((needed | set(RESULT_COLUMNS)) - set(table.schema.names))
     if absent:
         raise CorruptError(f"{source}: lacks the columns {', '.join(absent)}")
-    return table.select(schema.names).cast(schema)
+    for field in schema:  # columns that a later release added are empty in an earlier one's files
+        if field.name not in table.schema.names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    table = table.select(schema.names).cast(schema)
+    _check_points(sweep, table, source)
+    return table
+
+
+def _check_points(sweep: Sweep, table: pa.Table, source: str) -> None:
+    """Refuses rows of points that the sweep does not have, or has at other values."""
+    i, j = (table.column(name).to_numpy() for name in ("i", "j"))
+    inside = (i >= 0) & (i < sweep.rows) & (j >= 0) & (j < sweep.columns)
+    if not inside.all():
+        raise CorruptError(f"{source}: holds a point outside {sweep.rows} x {sweep.columns}")
+    for knob, values, index in (
+        (sweep.y_knob, sweep.y_values, i),
+        (sweep.x_knob, sweep.x_values, j),
+    ):
+        found = table.column(knob.name).to_numpy()
+        if not np.array_equal(found, np.array(values)[index]):
+            raise CorruptError(f"{source}: its {knob.name} are not those of {sweep.id}")
 
 
 def check_version(version: bytes | None, source: str) -> None:

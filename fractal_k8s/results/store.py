@@ -40,7 +40,7 @@ class Plan:
 
     def to_json(self) -> str:
         content = {
-            "format": FORMAT,
+            "format": self.sweep.version,
             "id": self.sweep.id,
             "sweep": self.sweep.to_dict(),
             "deal": self.deal.model_dump(mode="json", exclude_none=True),
@@ -66,7 +66,8 @@ class Plan:
                 "upgrade fractal-k8s"
             )
         try:
-            plan = cls(Sweep.parse(raw, source=source), Deal.model_validate(deal))
+            sweep = Sweep.parse(raw, source=source, version=version)
+            plan = cls(sweep, Deal.model_validate(deal))
         except SweepError:
             raise
         except ValueError as error:
@@ -99,7 +100,7 @@ class SweepStore:
 
     def where(self, *parts: str) -> str:
         """A path or URI to show to a person."""
-        return f"{self.files.uri.rstrip('/')}/{self.key(*parts)}"
+        return f"{self.files.place.rstrip('/')}/{self.key(*parts)}"
 
     # --- sweep.json ---
 
@@ -138,8 +139,17 @@ class SweepStore:
     def log_key(self, shard: str, attempt: str) -> str:
         return self.key("logs", f"{shard}-{attempt}.jsonl")
 
-    def outcome_entries(self) -> list[Entry]:
-        entries = self.files.entries(self.key("outcomes"))
+    def outcome_entries(self, shard: str | None = None) -> list[Entry]:
+        """The outcome objects of the sweep, or of one shard only."""
+        if shard is None:
+            entries = self.files.entries(self.key("outcomes"))
+        else:
+            folder = self.outcome_key(shard, "").rpartition("/")[0]
+            entries = [
+                entry
+                for entry in self.files.entries(folder)
+                if _name(entry).startswith(f"{shard}-")
+            ]
         return [entry for entry in entries if entry.key.endswith(".parquet")]
 
     def read_outcomes(self, sweep: Sweep, entries: Iterable[Entry] | None = None) -> Outcomes:
@@ -163,23 +173,63 @@ class SweepStore:
     def shard_entries(self, deal: Deal, shard: str) -> list[Entry]:
         """The objects that may hold points of a shard.
 
-        Those of the shard itself; and those of every other deal of this sweep, unless the deal
-        names its positions (`only`), because then it was made from what those objects lack.
+        Those of the shard itself; and those of every other deal of this sweep, unless there is
+        none, or the deal names its positions (`only`), because then it was made from what those
+        objects lack.
         """
-        entries = self.outcome_entries()
-        own = [entry for entry in entries if _name(entry).startswith(f"{shard}-")]
-        if deal.only is not None:
+        own = self.outcome_entries(shard)
+        if deal.only is not None or self.deals() <= {deal.tag}:
             return own
-        return own + [entry for entry in entries if not _name(entry).startswith(f"{deal.tag}-")]
+        others = self.outcome_entries()
+        return own + [entry for entry in others if not _name(entry).startswith(f"{deal.tag}-")]
+
+    # --- what every worker must know of the others ---
+
+    def record_deal(self, deal: Deal) -> None:
+        """Notes that shards of this deal exist, before the first of them writes anything."""
+        if deal.tag not in self.deals():
+            text = deal.model_dump_json(exclude_none=True)
+            self.files.put(self.key("deals", f"{deal.tag}.json"), text.encode())
+
+    def deals(self) -> set[str]:
+        """Tags of all deals under which this sweep was trained."""
+        entries = self.files.entries(self.key("deals"))
+        return {_name(entry).removesuffix(".json") for entry in entries}
+
+    def claim_class(self, numerics_class: str) -> str:
+        """The numerics class this sweep belongs to: the first one that was claimed.
+
+        A worker claims its own before it trains; who finds another one there must not add to it.
+        """
+        digest = hashlib.sha256(numerics_class.encode()).hexdigest()[:12]
+        own = self.key("classes", f"{digest}.json")
+        entries = self.files.entries(self.key("classes"))
+        if not entries:
+            self.files.put(own, json.dumps({"numerics_class": numerics_class}).encode())
+            entries = self.files.entries(self.key("classes"))
+        # of two that were claimed at the same time one is the first for everybody
+        first = min(entries, key=lambda entry: (entry.modified_ns, entry.key)).key
+        claimed = json.loads(self.files.get(first) or b"{}")
+        return str(claimed.get("numerics_class", numerics_class))
 
     # --- logs ---
 
     def read_logs(self) -> list[dict[str, Any]]:
-        """Every point's log line of every attempt, oldest first."""
+        """Every point's log line of every attempt, oldest first.
+
+        Raises:
+            CorruptError: a line is not what an attempt writes.
+        """
         lines: list[dict[str, Any]] = []
         for entry in self.files.entries(self.key("logs")):
             data = self.files.get(entry.key) or b""
-            lines += [json.loads(line) for line in data.splitlines() if line]
+            for number, text in enumerate(data.splitlines(), start=1):
+                try:
+                    line = json.loads(text)
+                    line["time"], line["i"], line["j"], line["state"]
+                except (ValueError, KeyError, TypeError):
+                    raise CorruptError(f"{entry.key} line {number}: damaged log") from None
+                lines.append(line)
         return sorted(lines, key=lambda line: str(line["time"]))
 
     # --- summary ---
@@ -232,20 +282,24 @@ class Store:
         Raises:
             UsageError: no sweep or several match.
         """
+        if "/" not in text and self.files.get(f"{text}/sweep.json") is not None:
+            return self.sweep(text)
         ids = self.sweep_ids()
-        matches = [text] if text in ids else [name for name in ids if name.startswith(text)]
+        matches = [name for name in ids if name.startswith(text)]
         if len(matches) == 1:
             return self.sweep(matches[0])
         if matches:
             raise UsageError(f"{text!r} is the start of several sweeps: {', '.join(matches)}")
         if not ids:
-            raise UsageError(f"no sweep {text!r}: there are none in {self.uri}; see --store")
-        raise UsageError(f"no sweep {text!r} in {self.uri}{near(text, ids)}")
+            raise UsageError(
+                f"no sweep {text!r}: there are none in {self.files.place}; see --store"
+            )
+        raise UsageError(f"no sweep {text!r} in {self.files.place}{near(text, ids)}")
 
     def plan(self, text: str) -> tuple[SweepStore, Plan]:
         """The sweep that `find` finds, with its stored plan."""
         folder = self.find(text)
         plan = folder.read_plan()
         if plan is None:
-            raise UsageError(f"no sweep {text!r} in {self.uri}")
+            raise UsageError(f"no sweep {text!r} in {self.files.place}")
         return folder, plan

@@ -29,12 +29,11 @@ def seconds_per_step(store: Store, sweep: Sweep) -> Timing | None:
     for sweep_id in store.sweep_ids():
         try:
             folder, plan = store.plan(sweep_id)
-            summary = folder.read_summary()
+            timing = (folder.read_summary() or {}).get("timing")
         except FractalError:  # a damaged neighbour must not stop a forecast
             continue
-        if summary is None or _work(plan.sweep) != _work(sweep):
+        if timing is None or _work(plan.sweep) != _work(sweep):
             continue
-        timing = summary["timing"]
         if platform.node() not in timing["nodes"] or not timing["steps"]:
             continue
         if best is None or timing["steps"] > best[0]:

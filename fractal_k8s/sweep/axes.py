@@ -5,13 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import field_validator, model_validator
 
 from fractal_k8s.sweep.base import Spec
 from fractal_k8s.sweep.points import Scale, axis_values
 from fractal_k8s.sweep.training import GPTTraining, MLPTraining, Training
+
+# what else of a run a knob decides, besides the numbers it writes
+STEPS: Final = "steps"
+WARMUP: Final = "warmup"
 
 
 @dataclass(frozen=True)
@@ -20,31 +24,37 @@ class Knob:
 
     `kind` says which values make sense: a `rate` is above 0, a `count` is a whole number of at
     least 1, a `fraction` lies in 0..1, an `amount` is at least 0, an `offset` is any number.
-    `group` is the parameter group that must be trained for the knob to do anything.
-    `turn` returns the training config with the knob at a value.
+    `writes` are the keys of the training config that the knob decides, `turn` returns the config
+    with the knob at a value.
     """
 
     name: str
     model: Literal["mlp", "gpt"]
     kind: Literal["rate", "count", "fraction", "amount", "offset"]
     label: str
+    writes: tuple[str, ...]
     turn: Callable[[Any, float], Training]
     scale: Scale = "log"
+    # the parameter group that must be trained for the knob to do anything
     group: str | None = None
+    # STEPS or WARMUP where the knob decides whole numbers of them
+    affects: str | None = None
+    # False where the config's own values matter beside the knob's (as ratios, say)
+    replaces: bool = True
 
 
-def _field(name: str) -> Callable[[Any, float], Training]:
+def _plain(name: str, model: Literal["mlp", "gpt"], kind: Any, label: str, **more: Any) -> Knob:
+    """A knob that writes the key of its own name."""
+    cast = int if kind == "count" else float
+
     def turn(training: Training, value: float) -> Training:
-        return training.model_copy(update={name: value})
+        return training.model_copy(update={name: cast(value)})
 
-    return turn
+    return Knob(name, model, kind, label, (name,), turn, **more)
 
 
-def _count(name: str) -> Callable[[Any, float], Training]:
-    def turn(training: Training, value: float) -> Training:
-        return training.model_copy(update={name: int(value)})
-
-    return turn
+_GPT_RATES: Final = ("matrix_lr", "embedding_lr", "unembedding_lr", "attention_lr", "mlp_lr")
+_MLP_RATES: Final = ("input_lr", "output_lr")
 
 
 def _all_rates(training: GPTTraining, value: float) -> Training:
@@ -52,54 +62,47 @@ def _all_rates(training: GPTTraining, value: float) -> Training:
     ratio = value / training.matrix_lr
     scaled = {
         name: getattr(training, name) * ratio
-        for name in ("embedding_lr", "unembedding_lr", "attention_lr", "mlp_lr")
+        for name in _GPT_RATES[1:]
         if getattr(training, name) is not None
     }
     return training.model_copy(update={"matrix_lr": value, **scaled})
 
 
 def _both_layers(training: MLPTraining, value: float) -> Training:
-    return training.model_copy(update={"input_lr": value, "output_lr": value})
+    return training.model_copy(update=dict.fromkeys(_MLP_RATES, value))
 
 
 _TABLE = (
-    Knob("matrix_lr", "gpt", "rate", "matrix learning rate", _field("matrix_lr"), group="matrix"),
-    Knob(
-        "unembedding_lr",
-        "gpt",
-        "rate",
-        "unembedding learning rate",
-        _field("unembedding_lr"),
-        group="unembedding",
-    ),
-    Knob(
-        "embedding_lr",
-        "gpt",
-        "rate",
-        "embedding learning rate",
-        _field("embedding_lr"),
-        group="embedding",
-    ),
-    Knob("lr", "gpt", "rate", "learning rate", _all_rates),
-    Knob(
-        "attention_lr",
-        "gpt",
-        "rate",
-        "attention learning rate",
-        _field("attention_lr"),
-        group="matrix",
-    ),
-    Knob("mlp_lr", "gpt", "rate", "MLP learning rate", _field("mlp_lr"), group="matrix"),
-    Knob("tokens", "gpt", "count", "training tokens", _count("tokens")),
-    Knob("warmup_frac", "gpt", "fraction", "warmup fraction", _field("warmup_frac"), "linear"),
-    Knob("weight_decay", "gpt", "amount", "weight decay", _field("weight_decay")),
-    Knob("input_lr", "mlp", "rate", "input layer learning rate", _field("input_lr")),
-    Knob("output_lr", "mlp", "rate", "output layer learning rate", _field("output_lr")),
-    Knob("lr", "mlp", "rate", "learning rate", _both_layers),
-    Knob("init_offset", "mlp", "offset", "input layer weight offset", _field("init_offset")),
+    _plain("matrix_lr", "gpt", "rate", "matrix learning rate", group="matrix"),
+    _plain("unembedding_lr", "gpt", "rate", "unembedding learning rate", group="unembedding"),
+    _plain("embedding_lr", "gpt", "rate", "embedding learning rate", group="embedding"),
+    Knob("lr", "gpt", "rate", "learning rate", _GPT_RATES, _all_rates, replaces=False),
+    _plain("attention_lr", "gpt", "rate", "attention learning rate", group="matrix"),
+    _plain("mlp_lr", "gpt", "rate", "MLP learning rate", group="matrix"),
+    _plain("tokens", "gpt", "count", "training tokens", affects=STEPS),
+    _plain("warmup_frac", "gpt", "fraction", "warmup fraction", scale="linear", affects=WARMUP),
+    _plain("weight_decay", "gpt", "amount", "weight decay"),
+    _plain("input_lr", "mlp", "rate", "input layer learning rate"),
+    _plain("output_lr", "mlp", "rate", "output layer learning rate"),
+    Knob("lr", "mlp", "rate", "learning rate", _MLP_RATES, _both_layers),
+    _plain("init_offset", "mlp", "offset", "input layer weight offset"),
 )
 
 KNOBS: dict[tuple[str, str], Knob] = {(knob.model, knob.name): knob for knob in _TABLE}
+
+
+def effect_problem(knob: Knob, training: Training) -> str | None:
+    """Why turning the knob would change nothing under this training config, or None."""
+    if not isinstance(training, GPTTraining):
+        return None
+    groups = training.trainable_param_groups
+    if knob.group and knob.group not in groups:
+        return f"group {knob.group!r} is not in training.trainable_param_groups {list(groups)}"
+    if knob.name == "matrix_lr" and training.attention_lr and training.mlp_lr:
+        return "training.attention_lr and training.mlp_lr are both set"
+    if knob.name == "weight_decay" and training.optimizer == "muon+adamw" and groups == ("matrix",):
+        return "only matrices are trained, by Muon, which decays no weights"
+    return None
 
 
 def knob_names(model: str | None = None) -> list[str]:

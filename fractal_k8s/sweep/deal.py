@@ -38,13 +38,13 @@ def representatives(sweep: Sweep) -> Indexes:
     """For each point, the first point (by index) that is the same experiment. Shape (points,).
 
     Points are the same experiment when what the trainer does is the same: a token axis is made of
-    whole steps, a warmup axis of whole warmup steps.
+    whole steps, a warmup axis of whole warmup steps. With a seed per point no two are the same.
     """
     rows, columns = sweep.rows, sweep.columns
-    if not isinstance(sweep.training, GPTTraining) or sweep.training.num_steps() is None:
+    y_derived, x_derived = sweep.y_knob.affects is not None, sweep.x_knob.affects is not None
+    alone = sweep.spec.seed_policy == "per-point" or not (y_derived or x_derived)
+    if alone or sweep.training.num_steps() is None:
         return np.arange(rows * columns, dtype=np.int64)
-    derived = {"tokens", "warmup_frac"}
-    y_derived, x_derived = sweep.y_knob.name in derived, sweep.x_knob.name in derived
     if y_derived and x_derived:
         keys = [_experiment(sweep.training_at(sweep.point(p))) for p in range(rows * columns)]
         return np.array(_first_of_equals(keys), dtype=np.int64)

@@ -11,20 +11,16 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from fractal_k8s.errors import SweepError
-from fractal_k8s.sweep.axes import KNOBS, Axis, Knob, knob_names, near
+from fractal_k8s.sweep.axes import KNOBS, Axis, Knob
 from fractal_k8s.sweep.base import Spec
-from fractal_k8s.sweep.points import Point, coinciding
+from fractal_k8s.sweep.checks import ID_DIGITS, SEEDS, Parts, grid_problems, readable, sound
+from fractal_k8s.sweep.points import Point
 from fractal_k8s.sweep.rule import VerdictRule
 from fractal_k8s.sweep.training import GPTTraining, MLPTraining, Training
 
 # Raised when the meaning of a key or a default changes; part of what the id hashes.
 FORMAT: Final = 1
 
-ID_DIGITS: Final = 10
-# <name>-<10 hex>-<index>-<5 characters> is a pod's name, and a pod's hostname has 63 characters.
-NAME_LIMIT: Final = 63
-_POD_SUFFIX: Final = 5
-_MIN_INDEX_DIGITS: Final = 5
 MAX_POINTS: Final = 1 << 24
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
@@ -46,7 +42,7 @@ class _Sweep(Spec):
     # rows, columns
     resolution: tuple[int, int]
     # seed of weights and data (mlp) and of anything else that is drawn
-    seed: int = Field(default=42, ge=0)
+    seed: int = Field(default=42, ge=0, lt=SEEDS)
     # one seed for all points, so that the edge belongs to the hyperparameters and not to the seeds;
     # or seed + 1000 i + j
     seed_policy: Literal["shared", "per-point"] = "shared"
@@ -102,11 +98,13 @@ _ADAPTER: TypeAdapter[MLPSweep | GPTSweep] = TypeAdapter(
 class Sweep:
     """A validated sweep, with its points. Build it with `Sweep.parse`."""
 
-    def __init__(self, spec: MLPSweep | GPTSweep) -> None:
+    def __init__(self, spec: MLPSweep | GPTSweep, version: int = FORMAT) -> None:
         self.spec = spec
+        # the sweep format it was written in, which its id was made with
+        self.version = version
 
     @classmethod
-    def parse(cls, raw: dict[str, Any], *, source: str = "sweep") -> Sweep:
+    def parse(cls, raw: dict[str, Any], *, source: str = "sweep", version: int = FORMAT) -> Sweep:
         """Validates a sweep given as plain data.
 
         Raises:
@@ -115,9 +113,10 @@ class Sweep:
         try:
             spec = _ADAPTER.validate_python(raw)
         except ValidationError as error:
-            raise SweepError(_readable(error, raw), source=source) from None
-        sweep = cls(spec)
-        if problems := sweep._problems():
+            problems = readable(error, raw, {"mlp": MLPSweep, "gpt": GPTSweep})
+            raise SweepError(problems + grid_problems(_sound_parts(raw)), source=source) from None
+        sweep = cls(spec, version)
+        if problems := grid_problems(sweep._parts()):
             raise SweepError(problems, source=source)
         return sweep
 
@@ -149,24 +148,32 @@ class Sweep:
         """What the id hashes: the content that differs from the defaults, keys sorted.
 
         A checkpoint or data file whose digest is known counts by its content, not by its path, so
-        that a sweep begun on one machine is the same sweep on another.
+        that a sweep begun on one machine is the same sweep on another. What the axes decide anyway
+        does not count: a spacing that is the knob's own, and training keys that a knob replaces.
         """
         content = self.spec.model_dump(mode="json", exclude_defaults=True)
+        for name, knob in (("y", self.y_knob), ("x", self.x_knob)):
+            if content["axes"][name].get("scale") == knob.scale:
+                del content["axes"][name]["scale"]
+            for key in knob.writes if knob.replaces else ():
+                content.get("training", {}).pop(key, None)
+        if not content.get("training", True):
+            del content["training"]
         if self.spec.checkpoint_digest is not None:
             content.pop("checkpoint", None)
         if self.spec.dataset_digest is not None:
             content["dataset"] = content["dataset"].partition(":")[0]
-        content["format"] = FORMAT
+        content["format"] = self.version
         return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `parse` reads back to an equal sweep: every key, defaults included."""
-        return self.spec.model_dump(mode="json", exclude_none=True)
+        return self.spec.model_dump(mode="json")
 
     def pinned(self, *, checkpoint_digest: str | None, dataset_digest: str | None) -> Sweep:
         """The same sweep, tied to the content of its files."""
         digests = {"checkpoint_digest": checkpoint_digest, "dataset_digest": dataset_digest}
-        return Sweep(self.spec.model_copy(update=digests))
+        return Sweep(self.spec.model_copy(update=digests), self.version)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sweep) and self.spec == other.spec
@@ -219,116 +226,36 @@ class Sweep:
             return self.spec.seed
         return self.spec.seed + 1000 * point.i + point.j
 
-    # --- what pydantic cannot see ---
-
-    def _problems(self) -> list[str]:
-        problems = self._axis_problems()
-        if not problems:
-            problems = self._neighbour_problems()
-        index_digits = max(_MIN_INDEX_DIGITS, len(str(self.num_points - 1)))
-        room = NAME_LIMIT - ID_DIGITS - index_digits - _POD_SUFFIX - 3
-        if len(self.name) > room:
-            problems.append(
-                f"name: has {len(self.name)} characters, at most {room} fit: the longest pod name, "
-                f"<name>-<{ID_DIGITS} hex>-<index>-<{_POD_SUFFIX} characters>, "
-                f"must stay within {NAME_LIMIT}"
-            )
-        if self.spec.seed_policy == "per-point" and self.columns > 1000:
-            problems.append(
-                f"seed_policy: per-point seeds (seed + 1000 i + j) collide at {self.columns} "
-                'columns, at most 1000; use "shared"'
-            )
-        return problems
-
-    def _axis_problems(self) -> list[str]:
-        problems: list[str] = []
-        axes = (
-            ("y", self.spec.axes.y, self.rows, "rows"),
-            ("x", self.spec.axes.x, self.columns, "columns"),
+    def _parts(self) -> Parts:
+        spec = self.spec
+        return Parts(
+            name=spec.name,
+            model=spec.model,
+            axes={"y": spec.axes.y, "x": spec.axes.x},
+            resolution=spec.resolution,
+            training=spec.training,
+            seed=spec.seed,
+            seed_policy=spec.seed_policy,
         )
-        for name, axis, count, word in axes:
-            path = f"axes.{name}"
-            knob = KNOBS.get((self.model, axis.knob))
-            if knob is None:
-                problems.append(
-                    f"{path}.knob: {axis.knob!r} is not a knob of model {self.model!r}"
-                    f"{near(axis.knob, knob_names(self.model))}"
-                )
-                continue
-            if axis.values is not None and len(axis.values) != count:
-                problems.append(
-                    f"resolution: {count} {word}, but {path}.values has {len(axis.values)}"
-                )
-            if axis.values is None and count < 2:
-                problems.append(
-                    f"resolution: an axis over a range needs at least 2 {word}, got {count}"
-                )
-            if knob.group and isinstance(self.training, GPTTraining):
-                groups = self.training.trainable_param_groups
-                if knob.group not in groups:
-                    problems.append(
-                        f"{path}.knob: {axis.knob} does nothing: group {knob.group!r} is not in "
-                        f"training.trainable_param_groups {list(groups)}"
-                    )
-        if self.spec.axes.y.knob == self.spec.axes.x.knob:
-            problems.append(f"axes: both axes turn {self.spec.axes.y.knob!r}; choose two knobs")
-        return problems
-
-    def _neighbour_problems(self) -> list[str]:
-        problems: list[str] = []
-        axes = (("y", self.y_knob, self.y_values), ("x", self.x_knob, self.x_values))
-        for name, knob, values in axes:
-            dtype = self.training.rate_dtype if knob.kind != "count" else "float64"
-            if pair := coinciding(values, dtype):
-                grain = "whole numbers" if knob.kind == "count" else dtype
-                problems.append(
-                    f"axes.{name}: {len(values)} points are finer than {grain} can separate: "
-                    f"{pair[0]!r} and {pair[1]!r} are one {knob.name}; "
-                    "widen the range or lower the resolution"
-                )
-        return problems
 
 
-# --- pydantic's errors in our words ---
-
-
-def _readable(error: ValidationError, raw: dict[str, Any]) -> list[str]:
-    lines: list[str] = []
-    for item in error.errors(include_url=False):
-        path = [str(part) for part in item["loc"] if part not in ("mlp", "gpt")]
-        where = ".".join(path) or "sweep"
-        kind = item["type"]
-        if kind == "extra_forbidden":
-            known = _known_keys(raw, path[:-1])
-            lines.append(f"{where}: unknown key{near(path[-1], known)}")
-        elif kind == "missing":
-            lines.append(f"{where}: missing{_HINTS.get(where, '')}")
-        elif kind in ("union_tag_invalid", "union_tag_not_found"):
-            got = raw.get("model")
-            lines.append(f"model: must be 'mlp' or 'gpt', got {got!r}")
-        elif kind == "value_error":
-            lines.append(f"{where}: {item['ctx']['error']}")
-        else:
-            lines.append(
-                f"{where}: {item['msg'][:1].lower()}{item['msg'][1:]}, got {item['input']!r}"
-            )
-    return lines
-
-
-_HINTS = {
-    "resolution": " (rows, columns); give --res 128 or resolution = [128, 128]",
-    "dataset": "; give --dataset conversations:FILE",
-    "axes.y": "; the row axis needs a [axes.y] table",
-    "axes.x": "; the column axis needs a [axes.x] table",
-}
-
-
-def _known_keys(raw: dict[str, Any], path: list[str]) -> list[str]:
-    """The keys allowed at a path of the sweep, for a near match."""
-    model: type[Spec] = MLPSweep if raw.get("model") == "mlp" else GPTSweep
-    for part in path:
-        annotation = model.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, Spec)):
-            return []
-        model = annotation
-    return sorted(model.model_fields)
+def _sound_parts(raw: dict[str, Any]) -> Parts:
+    """The parts of a sweep with mistakes that are valid by themselves."""
+    axes, name, model = (raw.get(key) for key in ("axes", "name", "model"))
+    training: Training | None = None
+    if model == "mlp":
+        training = sound(MLPTraining, raw.get("training", {}))
+    elif model == "gpt":
+        training = sound(GPTTraining, raw.get("training", {}))
+    found: dict[str, Axis] = {}
+    for key in ("y", "x"):
+        axis = sound(Axis, axes.get(key)) if isinstance(axes, dict) else None
+        if axis is not None:
+            found[key] = axis
+    return Parts(
+        name=name if isinstance(name, str) else None,
+        model=model if model in ("mlp", "gpt") else None,
+        axes=found,
+        resolution=sound(tuple[int, int], raw.get("resolution")),
+        training=training,
+    )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fractal_k8s.errors import SweepError, UsageError
 from fractal_k8s.sweep.axes import near
 from fractal_k8s.sweep.definition import Sweep
 
 Raw = dict[str, Any]
+
+_SCHEME: Final = re.compile(r"[a-z][a-z0-9]+:")
 
 
 def preset_names() -> list[str]:
@@ -79,22 +82,42 @@ def resolve(
         raw: the file's or preset's content; not modified.
         settings: `key=value` texts, later ones win; the value is read as TOML, else as text.
         resolution: points per axis, or rows and columns; axes that list values keep their own.
-        overrides: top-level keys (checkpoint, dataset, name); None leaves the file's.
+        overrides: top-level keys (checkpoint, dataset, name); None leaves the file's. Settings win.
+
+    Paths of checkpoint and data become whole ones, because workers may run in another folder.
 
     Raises:
         SweepError: every problem of the resulting sweep at once.
     """
     content: Raw = json.loads(json.dumps(raw, default=_refuse_dates))
-    problems = [problem for text in settings if (problem := _apply(content, text))]
-    if problems:
-        raise SweepError(problems, source="--set")
     for key, value in (overrides or {}).items():
         if value is not None:
             content[key] = value
+    problems = [problem for text in settings if (problem := _apply(content, text))]
+    if problems:
+        raise SweepError(problems, source="--set")
+    for key, whole in (("checkpoint", whole_checkpoint), ("dataset", whole_dataset)):
+        if isinstance(content.get(key), str):
+            content[key] = whole(content[key])
     if resolution is not None:
         content["resolution"] = resolution
     _spread_resolution(content)
     return Sweep.parse(content, source=source)
+
+
+def whole_checkpoint(reference: str) -> str:
+    """A folder's whole path; a reference with a scheme (hf:, s3://) as it is."""
+    if _SCHEME.match(reference):
+        return reference
+    return str(Path(reference).expanduser().absolute())
+
+
+def whole_dataset(reference: str) -> str:
+    """`conversations:FILE` with the file's whole path; any other reference as it is."""
+    kind, _, file = reference.partition(":")
+    if kind != "conversations" or not file or _SCHEME.match(file):
+        return reference
+    return f"{kind}:{Path(file).expanduser().absolute()}"
 
 
 def _refuse_dates(value: object) -> str:

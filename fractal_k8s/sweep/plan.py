@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fractal_k8s.sweep.axes import STEPS
 from fractal_k8s.sweep.deal import representatives
 from fractal_k8s.sweep.definition import Sweep
 
@@ -103,7 +104,7 @@ def _steps(sweep: Sweep) -> npt.NDArray[np.int64] | None:
     by_column = [
         _count(sweep, sweep.x_knob.turn(sweep.training, value)) for value in sweep.x_values
     ]
-    if sweep.x_knob.name == "tokens":  # the knob that changes the number of steps
+    if sweep.x_knob.affects == STEPS:
         return np.broadcast_to(np.array(by_column), (sweep.rows, sweep.columns))
     return np.broadcast_to(np.array(by_row)[:, None], (sweep.rows, sweep.columns))
 

@@ -1,6 +1,6 @@
-"""The settings that make a run repeatable bit for bit, and the record of where it ran.
+"""The settings of torch that make a run repeatable bit for bit, and the record of where it ran.
 
-Some act only before torch is imported: call `prepare_environment` first.
+Those of the environment are in `fractal_k8s.environ`, because they must come before any import.
 """
 
 from __future__ import annotations
@@ -9,26 +9,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Final
-
-# One thread: the way a sum is split over threads decides its last bits.
-ENVIRONMENT: Final[Mapping[str, str]] = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-    "TORCHINDUCTOR_DETERMINISTIC": "1",
-    "PYTHONHASHSEED": "0",
-}
-
-
-def prepare_environment() -> None:
-    """Sets what torch and its libraries read when they are loaded."""
-    os.environ.update(ENVIRONMENT)
 
 
 def make_deterministic() -> None:
@@ -70,14 +52,18 @@ def git_commit() -> str | None:
 
 @cache
 def cpu_name() -> str:
-    """Model of the processor: kernels are chosen by it, and with them the last bits."""
+    """Name, family and model of the processor: kernels are chosen by it, and with them the bits."""
+    found: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+            key, _, value = line.partition(":")
+            found.setdefault(key.strip(), value.strip())
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    if "model name" not in found:
+        return platform.processor() or platform.machine()
+    numbers = "-".join(found[key] for key in ("cpu family", "model") if key in found)
+    return f"{found['model name']} {numbers}".strip()
 
 
 def python_version() -> str:

@@ -7,6 +7,7 @@ restart.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from fractal_k8s.checkpoints.tokenizer import Tokenizer, load_tokenizer
 from fractal_k8s.data.conversations import Rows, file_digest, read_rows
 from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.models.gpt import GPT, config_from_dict
-from fractal_k8s.results.outcome import Outcome, State, loss_facts, storable
+from fractal_k8s.results.outcome import Outcome, State, failure, loss_facts, storable
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.points import Point
 from fractal_k8s.sweep.training import GPTTraining
@@ -65,10 +66,10 @@ def load_materials(sweep: Sweep) -> Materials:
         raise CorruptError(
             f"{files.meta}: model_config {error}; this release reads nanochat 8f979a8's"
         ) from None
-    dtype = getattr(torch, training.dtype)
-    tensors = _upcast(weights.tensors) if dtype == torch.float32 else weights.tensors
     try:
-        model = GPT.from_weights(config, tensors, compute_dtype=dtype)
+        model = GPT.from_weights(
+            config, _masters(weights.tensors, files), compute_dtype=getattr(torch, training.dtype)
+        )
     except ValueError as error:
         raise CorruptError(f"{files.model}: does not fit {files.meta.name}: {error}") from None
     tokenizer = load_tokenizer(files.tokenizer.parent)
@@ -120,8 +121,13 @@ def _check_digest(what: str, path: Path, expected: str | None, found: str) -> No
         )
 
 
-def _upcast(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """bfloat16 tensors of a CUDA-trained file as float32, as nanochat does on a CPU."""
+def _masters(tensors: dict[str, Tensor], files: CheckpointFiles) -> dict[str, Tensor]:
+    """The weights in float32, whatever the file has: small updates must not be rounded away."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise CorruptError(f"{files.model}: {name} holds {tensor.dtype}, not weights")
+        if not bool(tensor.isfinite().all()):
+            raise CorruptError(f"{files.model}: {name} holds values that are not finite")
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
@@ -236,15 +242,6 @@ class GPTTrainer:
     def _failed(self, point: Point, error: Exception, seconds: float) -> Outcome:
         self.model.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return Outcome(
-            index=point.index,
-            i=point.i,
-            j=point.j,
-            y=point.y,
-            x=point.x,
-            state=State.FAILED,
-            run_seed=self.sweep.run_seed(point),
-            seconds=seconds,
-            error=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-        )
+            with contextlib.suppress(RuntimeError):  # a device that is lost cannot be tidied
+                torch.cuda.empty_cache()
+        return failure(point, self.sweep.run_seed(point), error, seconds)

@@ -16,7 +16,7 @@ import torch
 
 from fractal_k8s.data.gaussian import data_hash, minibatches, regression_data
 from fractal_k8s.models.mlp import BatchedMLP, Lanes, initial_weights
-from fractal_k8s.results.outcome import Outcome, State, loss_facts, storable
+from fractal_k8s.results.outcome import Outcome, State, failure, loss_facts, storable
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.points import Point
 from fractal_k8s.sweep.training import MLPTraining
@@ -49,6 +49,7 @@ class MLPTrainer:
             nonlinearity=self.training.nonlinearity,
             dtype=getattr(torch, self.training.dtype),
             device=device,
+            minibatch=self.training.minibatch,
         )
         self.rows: torch.Tensor | None = None
         if self.training.minibatch is not None:
@@ -65,7 +66,12 @@ class MLPTrainer:
         for start in range(0, len(points), size):
             group = points[start : start + size]
             began = time.perf_counter()
-            losses = self._run(self._lanes(group), beat)
+            try:
+                losses = self._run(self._lanes(group), beat)
+            except (RuntimeError, MemoryError) as error:  # out of memory, a lost device
+                share = (time.perf_counter() - began) / len(group)
+                yield from (failure(p, self.sweep.run_seed(p), error, share) for p in group)
+                continue
             seconds = time.perf_counter() - began
             made = np.array([self._num_steps(series) for series in losses.T])
             shares = seconds * np.maximum(made, 1) / np.maximum(made, 1).sum()

@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fractal_k8s.backends.local import available_cores
+from fractal_k8s.environ import prepare_environment
 from fractal_k8s.sweep.deal import Deal, Dealt
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.load import parse_text, preset_text, resolve
 from fractal_k8s.sweep.training import MLPTraining
-from fractal_k8s.train.determinism import cpu_name, prepare_environment
+from fractal_k8s.train.determinism import cpu_name
 
 Floats = npt.NDArray[np.float64]
 

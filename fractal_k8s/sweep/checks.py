@@ -1,0 +1,186 @@
+"""What is wrong with a sweep, in our words: pydantic's findings, and what spans several keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, Final, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from fractal_k8s.sweep.axes import KNOBS, Axis, Knob, effect_problem, knob_names, near
+from fractal_k8s.sweep.base import Spec
+from fractal_k8s.sweep.points import coinciding
+from fractal_k8s.sweep.training import Training
+
+T = TypeVar("T")
+
+ID_DIGITS: Final = 10
+# <name>-<10 hex>-<index>-<5 characters> is a pod's name, and a pod's hostname has 63 characters.
+NAME_LIMIT: Final = 63
+_POD_SUFFIX: Final = 5
+_MIN_INDEX_DIGITS: Final = 5
+SEEDS: Final = 1 << 32  # what NumPy's and torch's generators take
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a sweep that are valid by themselves; None or absent where one is not."""
+
+    name: str | None = None
+    model: str | None = None
+    axes: Mapping[str, Axis] = field(default_factory=dict)
+    resolution: tuple[int, int] | None = None
+    training: Training | None = None
+    seed: int = 0
+    seed_policy: str = "shared"
+
+    def knob(self, axis: Axis) -> Knob | None:
+        return KNOBS.get((self.model or "", axis.knob))
+
+    def count(self, name: str) -> int | None:
+        """Points on an axis."""
+        return None if self.resolution is None else self.resolution[0 if name == "y" else 1]
+
+
+def sound(kind: type[T], value: object) -> T | None:
+    """The value as that kind, or None if it is not valid."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        return None
+
+
+def grid_problems(parts: Parts) -> list[str]:
+    """Every problem that spans several keys, as far as the parts allow to see it."""
+    problems: list[str] = []
+    for name, axis in parts.axes.items():
+        found = list(_axis_problems(parts, name, axis))
+        problems += found or list(_neighbour_problems(parts, name, axis))
+    for one, other in combinations(parts.axes.values(), 2):
+        problems += _overlap_problems(parts, one, other)
+    return [*problems, *_name_problems(parts), *_seed_problems(parts)]
+
+
+def _axis_problems(parts: Parts, name: str, axis: Axis) -> Iterator[str]:
+    knob, count = parts.knob(axis), parts.count(name)
+    if parts.model is not None and knob is None:
+        yield (
+            f"axes.{name}.knob: {axis.knob!r} is not a knob of model {parts.model!r}"
+            f"{near(axis.knob, knob_names(parts.model))}"
+        )
+    if knob is not None and parts.training is not None:
+        reason = effect_problem(knob, parts.training)
+        if reason is not None:
+            yield f"axes.{name}.knob: {knob.name} does nothing: {reason}"
+    word = "rows" if name == "y" else "columns"
+    listed = None if axis.values is None else len(axis.values)
+    if count is not None and listed is not None and listed != count:
+        yield f"resolution: {count} {word}, but axes.{name}.values has {listed}"
+    if count is not None and listed is None and count < 2:
+        yield f"resolution: an axis over a range needs at least 2 {word}, got {count}"
+
+
+def _neighbour_problems(parts: Parts, name: str, axis: Axis) -> Iterator[str]:
+    knob, count = parts.knob(axis), parts.count(name)
+    if knob is None or count is None or parts.training is None:
+        return
+    values = axis.points(knob, count)
+    dtype = "float64" if knob.kind == "count" else parts.training.rate_dtype
+    pair = coinciding(values, dtype)
+    if pair is not None:
+        grain = "whole numbers" if knob.kind == "count" else dtype
+        yield (
+            f"axes.{name}: {len(values)} points are finer than {grain} can separate: "
+            f"{pair[0]!r} and {pair[1]!r} are one {knob.name}; "
+            "widen the range or lower the resolution"
+        )
+
+
+def _overlap_problems(parts: Parts, one: Axis, other: Axis) -> Iterator[str]:
+    """Two axes that write the same key: one of them would silently lose."""
+    knobs = (parts.knob(one), parts.knob(other))
+    if knobs[0] is None or knobs[1] is None:
+        return
+    shared = sorted(set(knobs[0].writes) & set(knobs[1].writes))
+    if one.knob == other.knob:
+        yield f"axes: both axes turn {one.knob!r}; choose two knobs"
+    elif shared:
+        yield (
+            f"axes: {one.knob!r} and {other.knob!r} both set {', '.join(shared)}; "
+            "choose knobs that do not overlap"
+        )
+
+
+def _name_problems(parts: Parts) -> Iterator[str]:
+    if parts.name is None:
+        return
+    points = parts.resolution[0] * parts.resolution[1] if parts.resolution else 1
+    index_digits = max(_MIN_INDEX_DIGITS, len(str(max(points - 1, 0))))
+    room = NAME_LIMIT - ID_DIGITS - index_digits - _POD_SUFFIX - 3
+    if len(parts.name) > room:
+        yield (
+            f"name: has {len(parts.name)} characters, at most {room} fit: the longest pod name, "
+            f"<name>-<{ID_DIGITS} hex>-<index>-<{_POD_SUFFIX} characters>, "
+            f"must stay within {NAME_LIMIT}"
+        )
+
+
+def _seed_problems(parts: Parts) -> Iterator[str]:
+    if parts.seed_policy != "per-point" or parts.resolution is None:
+        return
+    rows, columns = parts.resolution
+    if columns > 1000:
+        yield (
+            f"seed_policy: per-point seeds (seed + 1000 i + j) collide at {columns} columns, "
+            'at most 1000; use "shared"'
+        )
+    if parts.seed + 1000 * rows + columns >= SEEDS:
+        yield f"seed: {parts.seed} + 1000 i + j exceeds what a generator takes, {SEEDS - 1}"
+
+
+# --- pydantic's findings ---
+
+_HINTS: Final = {
+    "resolution": " (rows, columns); give --res 128 or resolution = [128, 128]",
+    "dataset": "; give --dataset conversations:FILE",
+    "axes.y": "; the row axis needs a [axes.y] table",
+    "axes.x": "; the column axis needs a [axes.x] table",
+}
+
+
+def readable(
+    error: ValidationError, raw: dict[str, Any], models: Mapping[str, type[Spec]]
+) -> list[str]:
+    """Each finding as `path: what is wrong`."""
+    return [_line(dict(item), raw, models) for item in error.errors(include_url=False)]
+
+
+def _line(item: dict[str, Any], raw: dict[str, Any], models: Mapping[str, type[Spec]]) -> str:
+    path = [str(part) for part in item["loc"] if part not in models]
+    where = ".".join(path) or "sweep"
+    kind = item["type"]
+    if kind == "extra_forbidden":
+        known = _known_keys(models[str(raw["model"])], path[:-1])
+        return f"{where}: unknown key{near(path[-1], known)}"
+    if kind == "missing":
+        return f"{where}: missing{_HINTS.get(where, '')}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        got = raw.get("model") if isinstance(raw, dict) else None
+        names = sorted(models)
+        hint = near(got, names) if isinstance(got, str) else f"; known: {', '.join(names)}"
+        return f"model: {'missing' if got is None else f'unknown model {got!r}'}{hint}"
+    if kind == "value_error":
+        return f"{where}: {item['ctx']['error']}"
+    return f"{where}: {item['msg'][:1].lower()}{item['msg'][1:]}, got {item['input']!r}"
+
+
+def _known_keys(model: type[Spec], path: list[str]) -> list[str]:
+    """The keys allowed at a path of the sweep, for a near match."""
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, Spec)):
+            return []
+        model = annotation
+    return sorted(model.model_fields)
