@@ -42,7 +42,7 @@ def aggregate(folder: SweepStore, plan: Plan, *, allow_mixed: bool = False) -> A
     from fractal_k8s.report.page import render_page
 
     grid = read_grid(folder, plan, allow_mixed=allow_mixed)
-    summary = summarise(grid)
+    summary = summarise(grid, notes=folder.notes())
     written = {
         "map.png": folder.put_summary("map.png", png(three_panels(grid, summary))),
         "measure.png": folder.put_summary("measure.png", png(study_picture(grid))),

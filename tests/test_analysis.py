@@ -139,7 +139,7 @@ def test_a_map_without_an_edge_has_no_dimension_and_says_so(labels: Mask, reason
     found = windows(labels)
     assert found.dimension is None
     assert found.boundary_pixels == 0
-    assert reason in (found.reason or "")
+    assert reason in (found.refused or "")
 
 
 def test_a_map_that_is_too_small_for_a_slope_says_so() -> None:
@@ -147,7 +147,7 @@ def test_a_map_that_is_too_small_for_a_slope_says_so() -> None:
     labels[:, :4] = True
     found = windows(labels)
     assert found.dimension is None
-    assert "only 2 box sizes fit, a slope needs 4" in (found.reason or "")
+    assert "only 2 box sizes fit, a slope needs 4" in (found.refused or "")
     assert found.boundary_pixels == 7
 
 
@@ -229,7 +229,7 @@ def test_a_map_full_of_holes_has_no_dimension_and_says_why() -> None:
     labels = level_set(1.5)(128, random)
     found = windows(labels, random.random(labels.shape) > 0.2)
     assert found.dimension is None
-    assert "fit between the holes of the map" in (found.reason or "")
+    assert "fit between the holes of the map" in (found.refused or "")
 
 
 def test_dimension_does_not_depend_on_orientation_or_side() -> None:

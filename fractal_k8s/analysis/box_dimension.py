@@ -40,7 +40,7 @@ class BoxDimension:
     method: str
     dimension: float | None
     # why there is no dimension
-    reason: str | None
+    refused: str | None
     # boundary pixels: edge cells, or the published code's pixels
     boundary_pixels: int
     # share of the map that was judged
@@ -57,7 +57,7 @@ class BoxDimension:
         return {
             "method": self.method,
             "dimension": self.dimension,
-            "reason": self.reason,
+            "refused": self.refused,
             "boundary_pixels": self.boundary_pixels,
             "coverage": self.coverage,
             "box_sizes": list(self.sizes),
@@ -79,7 +79,7 @@ def windows(labels: Mask, known: Mask | None = None) -> BoxDimension:
     common = {"method": "windows", "boundary_pixels": edge.count, "coverage": edge.coverage}
     if not edge.count:
         judged = labels if known is None else labels[known]
-        return BoxDimension(dimension=None, reason=_no_edge(judged), **common)  # type: ignore[arg-type]
+        return BoxDimension(dimension=None, refused=_no_edge(judged), **common)  # type: ignore[arg-type]
     sizes, places = _judged_places(edge.valid, scaling_range(min(labels.shape)))
     if len(sizes) < MIN_SIZES:
         reason = (
@@ -87,7 +87,7 @@ def windows(labels: Mask, known: Mask | None = None) -> BoxDimension:
             if not edge.valid.all()
             else f"only {len(sizes)} box sizes fit, a slope needs {MIN_SIZES}; use a finer map"
         )
-        return BoxDimension(dimension=None, reason=reason, **common)  # type: ignore[arg-type]
+        return BoxDimension(dimension=None, refused=reason, **common)  # type: ignore[arg-type]
     shares = _box_shares(edge.cells, sizes, places)
     counts = shares * edge.cells.size / np.square(np.array(sizes, dtype=float))
     return _fitted(sizes, counts, **common)  # type: ignore[arg-type]
@@ -109,12 +109,12 @@ def published(labels: Mask, known: Mask | None = None) -> BoxDimension:
     }
     if len(sizes) < 2:
         reason = "the published method needs at least 5 points per side"
-        return BoxDimension(dimension=None, reason=reason, **common)  # type: ignore[arg-type]
+        return BoxDimension(dimension=None, refused=reason, **common)  # type: ignore[arg-type]
     counts = aligned_counts(boundary, sizes)
     slope = -float(np.polyfit(np.log(sizes), np.log(counts + 1), 1)[0])
     return BoxDimension(
         dimension=slope,
-        reason=None,
+        refused=None,
         sizes=tuple(sizes),
         counts=tuple(counts.tolist()),
         local_slopes=_local_slopes(sizes, counts + 1),
@@ -134,7 +134,7 @@ def aligned(labels: Mask, known: Mask | None = None) -> BoxDimension:
     common = {"method": "aligned", "boundary_pixels": int(labels.sum()), "coverage": coverage}
     if not labels.any():
         reason = "the set is empty"
-        return BoxDimension(dimension=None, reason=reason, **common)  # type: ignore[arg-type]
+        return BoxDimension(dimension=None, refused=reason, **common)  # type: ignore[arg-type]
     return _fitted(sizes, aligned_counts(labels, sizes), **common)  # type: ignore[arg-type]
 
 
@@ -241,12 +241,12 @@ def _fitted(
             f"only {len(chosen)} box sizes could be counted, a slope needs {MIN_SIZES}; "
             "use a finer or more complete map"
         )
-        return BoxDimension(dimension=None, reason=reason, **common)  # type: ignore[arg-type]
+        return BoxDimension(dimension=None, refused=reason, **common)  # type: ignore[arg-type]
     x, y = np.log(chosen), np.log(used)
     half = len(chosen) // 2
     return BoxDimension(
         dimension=_slope(x, y),
-        reason=None,
+        refused=None,
         sizes=tuple(int(size) for size in chosen),
         counts=tuple(float(count) for count in used),
         local_slopes=_local_slopes(chosen, used),

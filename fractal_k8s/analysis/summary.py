@@ -2,52 +2,83 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 
 from fractal_k8s.analysis.boundary import Mask
 from fractal_k8s.analysis.box_dimension import METHODS
+from fractal_k8s.analysis.registry import run_analyses
+from fractal_k8s.analysis.subject import Subject
 from fractal_k8s.results.grid import NOT_TRAINABLE, TRAINABLE, Grid
 from fractal_k8s.results.verdict import window_holds_first_loss
 from fractal_k8s.sweep.deal import representatives
 
+DEFAULT_METHOD: Final = "windows"
 
-def summarise(grid: Grid, *, method: str = "windows") -> dict[str, Any]:
+
+def summarise(
+    grid: Grid,
+    *,
+    notes: Mapping[str, Any] | None = None,
+    method: str = DEFAULT_METHOD,
+    only: tuple[str, ...] = (),
+) -> dict[str, Any]:
     """The numbers of a sweep's map, as plain data without NaN.
 
     Keys: sweep, resolution, verdict, counts (points by state), coverage (share of points whose
-    verdict is known), trainable_fraction (of those), the keys of `BoxDimension.to_dict`, and what
-    the reader must know: biased_points, problems, numerics_classes, timing.
+    verdict is known), trainable_fraction (of those), those of `analysis.dimension`, and what the
+    reader must know: biased_points, problems, numerics_classes, timing; `analyses` holds the
+    results of all analyses by name, and `notes` what other commands found out about the sweep.
+
+    Args:
+        method: how the edge's dimension is measured, from METHODS.
+        only: names of the analyses to make; all unless given.
     """
     known = grid.known
     finished = grid.states >= NOT_TRAINABLE
     biased = window_holds_first_loss(grid.rule, grid.num_losses) & finished
     return {
-        "version": 1,
+        "version": 2,
         "sweep": grid.sweep.id,
         "resolution": [grid.sweep.rows, grid.sweep.columns],
         "verdict": grid.rule.model_dump(mode="json"),
         "counts": grid.counts(),
         "trainable_fraction": _share(grid.states == TRAINABLE, known),
-        **METHODS[method](grid.trainable, known).to_dict(),
+        **_measured(Subject.of(grid, notes), method, only),
         "coverage": grid.coverage,
         "complete": bool(known.all()),
         "biased_points": int(biased.sum()),
         "problems": grid.problems,
         "numerics_classes": grid.classes,
         "timing": _timing(grid),
+        "notes": dict(notes or {}),
     }
 
 
-def summarise_mask(labels: Mask, known: Mask, *, method: str = "windows") -> dict[str, Any]:
+def summarise_mask(
+    labels: Mask, known: Mask, *, method: str = DEFAULT_METHOD, only: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """The numbers of a bare picture: a boolean map, True = trainable."""
+    subject = Subject(labels & known, known)
     return {
         "resolution": list(labels.shape),
         "trainable_fraction": _share(labels, known),
-        **METHODS[method](labels & known, known).to_dict(),
-        "coverage": float(known.mean()),
+        **_measured(subject, method, only),
+        "coverage": subject.coverage,
     }
+
+
+def _measured(subject: Subject, method: str, only: tuple[str, ...]) -> dict[str, Any]:
+    """The edge's dimension, whose keys stand at the top, and every analysis under its name."""
+    results = run_analyses(subject, only)
+    if method == DEFAULT_METHOD:
+        edge = results.get("dimension", {})
+    else:
+        edge = METHODS[method](subject.labels, subject.known).to_dict()
+    exponent = results.get("uncertainty", {}).get("exponent")
+    return {**edge, "uncertainty_exponent": exponent, "analyses": results}
 
 
 def _share(labels: Mask, known: Mask) -> float | None:

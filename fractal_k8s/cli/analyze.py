@@ -9,6 +9,7 @@ import click
 
 from fractal_k8s.cli.common import (
     Command,
+    analysis_lines,
     echo_json,
     json_option,
     mixed_option,
@@ -39,6 +40,12 @@ _METHODS = ("windows", "published", "aligned")
     help="How the dimension is measured; published is the public code's, for comparison only.",
 )
 @click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    help="Only this analysis, such as dimension. Repeatable.",
+)
+@click.option(
     "--set",
     "settings",
     multiple=True,
@@ -53,6 +60,7 @@ def command(
     sweep_id: str | None,
     mask: Path | None,
     method: str,
+    only: tuple[str, ...],
     settings: tuple[str, ...],
     partial: bool,
     allow_mixed: bool,
@@ -70,15 +78,15 @@ def command(
     if mask is not None:
         if settings:
             raise click.UsageError("--set needs a sweep: a mask has its verdicts already")
-        summary = _of_mask(mask, method)
+        summary = _of_mask(mask, method, only)
     else:
         assert sweep_id is not None  # one of the two was given
-        summary = _of_sweep(sweep_id, store_uri, method, settings, allow_mixed)
+        summary = _of_sweep(sweep_id, store_uri, method, only, settings, allow_mixed)
     if as_json:
         echo_json(summary)
     else:
         click.echo(str(summary.get("sweep", mask)))
-        click.echo("\n".join(summary_lines(summary)))
+        click.echo("\n".join([*summary_lines(summary), *analysis_lines(summary)]))
     if summary["coverage"] < 1 and not partial:
         raise IncompleteError(
             f"only {summary['coverage']:.1%} of the points have a verdict; the numbers above are "
@@ -86,16 +94,21 @@ def command(
         )
 
 
-def _of_mask(path: Path, method: str) -> dict[str, Any]:
+def _of_mask(path: Path, method: str, only: tuple[str, ...]) -> dict[str, Any]:
     from fractal_k8s.analysis.summary import summarise_mask
     from fractal_k8s.report.picture import read_mask
 
     labels, known = read_mask(path)
-    return {"mask": str(path), **summarise_mask(labels, known, method=method)}
+    return {"mask": str(path), **summarise_mask(labels, known, method=method, only=only)}
 
 
 def _of_sweep(
-    sweep_id: str, store_uri: str, method: str, settings: tuple[str, ...], allow_mixed: bool
+    sweep_id: str,
+    store_uri: str,
+    method: str,
+    only: tuple[str, ...],
+    settings: tuple[str, ...],
+    allow_mixed: bool,
 ) -> dict[str, Any]:
     from fractal_k8s.aggregate import read_grid
     from fractal_k8s.analysis.summary import summarise
@@ -111,4 +124,4 @@ def _of_sweep(
         raw["verdict"] = {}  # another rule starts from its own defaults
     rule = resolve(raw, settings=settings, source=plan.sweep.id).verdict
     grid = read_grid(folder, plan, rule=rule, allow_mixed=allow_mixed)
-    return summarise(grid, method=method)
+    return summarise(grid, notes=folder.notes(), method=method, only=only)

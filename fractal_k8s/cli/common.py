@@ -186,22 +186,39 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         lines.append("  " + ", ".join(parts))
     if summary["trainable_fraction"] is not None:
         lines.append(f"  trainable fraction {summary['trainable_fraction']:.4f}")
-    lines.append(f"  boundary pixels {summary['boundary_pixels']:,}")
-    if summary["dimension"] is None:
-        lines.append(f"  edge dimension: none ({summary['reason']})")
-    else:
-        sizes = f"{min(summary['box_sizes'])}..{max(summary['box_sizes'])}"
-        text = (
-            f"  edge dimension {summary['dimension']:.4f}  (boxes of {sizes}, {summary['method']}"
-        )
-        if summary["half_slopes"]:
-            small, large = summary["half_slopes"]
-            text += f"; smaller boxes {small:.3f}, larger {large:.3f}"
-        lines.append(text + ")")
+    lines += _dimension_lines(summary)
     if summary.get("biased_points"):
         lines.append(
             f"  {summary['biased_points']:,} points have so few steps that the verdict's window of "
             f"{summary['verdict']['window']} losses holds the first loss"
         )
     lines += [f"  problem: {problem}" for problem in summary.get("problems", [])]
+    return lines
+
+
+def _dimension_lines(summary: dict[str, Any]) -> list[str]:
+    if "dimension" not in summary:
+        return []  # another analysis was asked for
+    lines = [f"  boundary pixels {summary['boundary_pixels']:,}"]
+    if summary["dimension"] is None:
+        return [*lines, f"  edge dimension: none ({summary['refused']})"]
+    sizes = f"{min(summary['box_sizes'])}..{max(summary['box_sizes'])}"
+    text = f"  edge dimension {summary['dimension']:.4f}  (boxes of {sizes}, {summary['method']}"
+    if summary["half_slopes"]:
+        small, large = summary["half_slopes"]
+        text += f"; smaller boxes {small:.3f}, larger {large:.3f}"
+    return [*lines, text + ")"]
+
+
+def analysis_lines(summary: dict[str, Any]) -> list[str]:
+    """Every analysis as a small table for a terminal."""
+    from fractal_k8s.analysis.registry import load
+
+    lines: list[str] = []
+    for name, result in summary["analyses"].items():
+        analysis = load(name)
+        rows = analysis.lines(result)
+        width = max((len(label) for label, _ in rows), default=0)
+        lines += ["", f"{analysis.TITLE} ({name})"]
+        lines += [f"  {label:<{width}}  {text}" for label, text in rows]
     return lines

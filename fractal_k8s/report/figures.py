@@ -65,7 +65,7 @@ def study_picture(grid: Grid) -> Figure:
 def caption(grid: Grid, summary: dict[str, Any]) -> str:
     """One line that says what the map is and how much of it there is."""
     dimension = summary["dimension"]
-    edge = summary["reason"] if dimension is None else f"edge dimension {dimension:.3f}"
+    edge = summary["refused"] if dimension is None else f"edge dimension {dimension:.3f}"
     text = f"{grid.sweep.id}   {grid.sweep.rows} x {grid.sweep.columns}   {edge}"
     if not summary["complete"]:
         text += f"   PARTIAL: {summary['coverage']:.1%} of the points"

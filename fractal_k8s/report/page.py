@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fractal_k8s import __version__
 from fractal_k8s.analysis.measure import convergence_measure, rank_colours
+from fractal_k8s.analysis.registry import load
 from fractal_k8s.report.colours import plotly_scale, trainability_values
 from fractal_k8s.report.view import AxisView, axis_views
 from fractal_k8s.results.grid import NOT_TRAINABLE, STATE_NAMES, TRAINABLE, Grid
@@ -52,7 +53,7 @@ def _script_safe(text: str) -> str:
 def _headline(grid: Grid, summary: dict[str, Any]) -> str:
     dimension = summary["dimension"]
     share = summary["trainable_fraction"]
-    edge = summary["reason"] if dimension is None else f"edge dimension <b>{dimension:.3f}</b>"
+    edge = summary["refused"] if dimension is None else f"edge dimension <b>{dimension:.3f}</b>"
     trainable = "" if share is None else f"<b>{share:.1%}</b> trainable · "
     size = f"{grid.sweep.rows} × {grid.sweep.columns}"
     return f"{size} points · {trainable}{edge}"
@@ -97,18 +98,7 @@ def _count_rows(summary: dict[str, Any]) -> Rows:
 
 
 def _edge_rows(summary: dict[str, Any]) -> Rows:
-    rows = [
-        ("method", str(summary["method"])),
-        ("boundary pixels", f"{summary['boundary_pixels']:,}"),
-        ("coverage", f"{summary['coverage']:.1%}"),
-    ]
-    if summary["dimension"] is None:
-        return [("dimension", f"none: {summary['reason']}"), *rows]
-    rows.append(("box sides", ", ".join(str(size) for size in summary["box_sizes"])))
-    if summary["half_slopes"]:
-        small, large = summary["half_slopes"]
-        rows.append(("slope of smaller / larger boxes", f"{small:.3f} / {large:.3f}"))
-    return [("dimension", f"{summary['dimension']:.4f}"), *rows]
+    return load("dimension").lines(summary["analyses"]["dimension"])
 
 
 def _setting_rows(grid: Grid) -> Rows:

@@ -232,6 +232,29 @@ class SweepStore:
                 lines.append(line)
         return sorted(lines, key=lambda line: str(line["time"]))
 
+    # --- notes: what other commands have found out about a sweep ---
+
+    def put_note(self, kind: str, content: dict[str, Any]) -> None:
+        """Keeps one piece of knowledge about the sweep, such as its controls; replaces the last."""
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        self.files.put(self.key("notes", f"{kind}.json"), text.encode())
+
+    def notes(self) -> dict[str, dict[str, Any]]:
+        """All notes, by kind.
+
+        Raises:
+            CorruptError: a note is not valid JSON.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for entry in self.files.entries(self.key("notes")):
+            try:
+                found[_name(entry).removesuffix(".json")] = json.loads(
+                    self.files.get(entry.key) or b""
+                )
+            except ValueError:
+                raise CorruptError(f"{entry.key}: not valid JSON") from None
+        return found
+
     # --- summary ---
 
     def put_summary(self, name: str, data: bytes) -> str:
