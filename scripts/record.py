@@ -1,5 +1,6 @@
-"""The parts of README.md that are made from the program: `<!-- record NAME -->` to `<!-- end -->`.
+"""The parts of our documents that are made from the program.
 
+They stand between `<!-- record NAME -->` and `<!-- end -->`.
 A test compares them with what this module makes.
 """
 
@@ -33,7 +34,7 @@ TREE = {
     "third_party/nanochat/": "the upstream commit we are compatible with; no code",
     "scripts/": "install, demo, test, check, record, bench/",
     "tests/": "and tests/golden/: what real nanochat computed",
-    "docs/": "pictures",
+    "docs/": "pictures, and the help of every command",
 }
 UNLISTED = {
     "fractal_k8s/__init__.py",
@@ -92,14 +93,22 @@ def commands() -> str:
 
 BLOCKS = {"tree": tree, "presets": presets, "axes": axes, "commands": commands}
 
+# document -> its recorded parts
+DOCUMENTS = {
+    "README.md": ("tree", "presets", "axes"),
+    "docs/commands.md": ("commands",),
+}
 
-def recorded(text: str) -> str:
-    """The text with every recorded part made anew."""
-    for name, make in BLOCKS.items():
+
+def recorded(document: str) -> str:
+    """A document's text with every recorded part made anew."""
+    text = (ROOT / document).read_text()
+    for name in DOCUMENTS[document]:
+        make = BLOCKS[name]
         pattern = rf"(<!-- record {name} -->\n).*?(<!-- end -->)"
         parts = re.split(pattern, text, flags=re.S)
         if len(parts) != 4:
-            raise SystemExit(f"README.md has {len(parts) // 3} parts named {name}, expected one")
+            raise SystemExit(f"{document} has {len(parts) // 3} parts named {name}, expected one")
         before, opening, closing, after = parts
         text = f"{before}{opening}{make()}\n{closing}{after}"
     return text
@@ -107,8 +116,8 @@ def recorded(text: str) -> str:
 
 def main() -> None:
     os.environ["NO_COLOR"] = "1"
-    path = ROOT / "README.md"
-    path.write_text(recorded(path.read_text()))
+    for document in DOCUMENTS:
+        (ROOT / document).write_text(recorded(document))
 
 
 if __name__ == "__main__":
