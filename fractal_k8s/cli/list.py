@@ -12,9 +12,6 @@ from fractal_k8s.errors import FractalError
 if TYPE_CHECKING:
     from fractal_k8s.results.store import Store
 
-if TYPE_CHECKING:
-    pass
-
 
 @click.command(cls=Command)
 @store_option
