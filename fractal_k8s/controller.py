@@ -167,5 +167,5 @@ def finish(launch: Launch, status: Status) -> Aggregation:
     raise IncompleteError(
         f"{launch.sweep.id}: {counts['missing']} points are missing and {counts['failed']} failed"
         + (f" ({reasons})" if reasons else "")
-        + f"; continue with: fractal-k8s resume {launch.sweep.id}"
+        + f"; continue with: {launch.folder.command('resume')}"
     )

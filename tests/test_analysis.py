@@ -147,7 +147,7 @@ def test_a_map_that_is_too_small_for_a_slope_says_so() -> None:
     labels[:, :4] = True
     found = windows(labels)
     assert found.dimension is None
-    assert "only 2 box sizes fit, a slope needs 4" in (found.refused or "")
+    assert "box sizes that fit: 2, a slope needs 4" in (found.refused or "")
     assert found.boundary_pixels == 7
 
 

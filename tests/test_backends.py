@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -192,6 +193,32 @@ def test_a_child_sees_its_own_gpu_only(tmp_path: Path, monkeypatch: pytest.Monke
     assert sorted(env["CUDA_VISIBLE_DEVICES"] for env in started) == ["7", "9"]
 
 
+def test_only_gpus_that_are_there_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert LocalBackend(gpus=("1",)).devices == ["1"]
+    with pytest.raises(UsageError, match="no GPU 7 here; there are 0, 1"):
+        LocalBackend(gpus=("0", "7"))
+
+
+def test_folders_of_killed_launchers_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    for name in (f"fractal-k8s-run-{gone}-abc", f"fractal-k8s-run-{os.getpid()}-abc", "other-1"):
+        (tmp_path / name).mkdir()
+    sweep = mlp_sweep(resolution=[2, 2])
+    work = Work(Store(str(tmp_path / "runs")).sweep(sweep.id), Plan(sweep, Deal()))
+    run = LocalBackend(workers=1).submit(work, lambda event: None)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f"fractal-k8s-run-{os.getpid()}-abc", "other-1", run.folder.name}
+
+
 def medium_sweep() -> Sweep:
     """A few seconds of training in one process."""
     raw = mlp_raw(resolution=[80, 80])
@@ -256,6 +283,7 @@ def test_a_shard_whose_workers_keep_dying_is_given_up_with_the_reason(
     monkeypatch.setattr("fractal_k8s.backends.local.sys.executable", "/bin/false")
     status = controller.train(launch, LocalBackend(workers=1), Silent())
     assert status.failed == {0: "ended with code 1"}
+    assert status.repeated == ["shard 0 ended with code 1"]
     assert status.done == 0
 
 

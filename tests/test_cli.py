@@ -178,7 +178,12 @@ def test_status_of_a_partial_sweep_names_the_command_that_goes_on(
 ) -> None:
     for path in (tmp_path / "runs" / small / "outcomes").rglob("*.parquet"):
         path.unlink()
-    assert f"continue with: fractal-k8s resume {small}" in run("status", small).output
+    assert f"continue with: fractal-k8s resume {small}\n" in run("status", small).output
+    elsewhere = run("status", small, "--store", "../" + tmp_path.name + "/./runs").output
+    assert f"continue with: fractal-k8s resume {small}\n" in elsewhere
+    shutil.copytree(tmp_path / "runs", tmp_path / "other runs")
+    other = run("status", small, "--store", "other runs").output
+    assert f"resume {small} --store '{tmp_path}/other runs'\n" in other
     assert re.search(rf"{small} +16 x 16 +partial +0 points", run("list").output)
     output = run("analyze", small, code=1).output
     assert "only 0.0% of the points have a verdict" in output
@@ -327,10 +332,45 @@ MISTAKES: list[Any] = [
         ["launch", "--preset", "tanh", "--store", "ftp://x"], 2, "unknown scheme", id="uri"
     ),
     pytest.param(["launch", "--preset", "tanh", "--workers", "0"], 2, "--workers", id="workers"),
+    pytest.param(
+        ["launch", "--preset", "tanh", "--res", "99999999999"],
+        2,
+        "is more than 16,777,216 points",
+        id="res too large",
+    ),
+    pytest.param(
+        ["launch", "--preset", "tanh", "--set", "training.input_lr=3"],
+        2,
+        "has no effect: axes.x turns input_lr; change that axis",
+        id="no effect",
+    ),
+    pytest.param(
+        ["launch", "--preset", "tanh", "--set", "axes.x=3"],
+        2,
+        "axes.x: must be a table of keys, got 3",
+        id="no table",
+    ),
+    pytest.param(
+        ["launch", "--preset", "tanh", "--checkpoint", "x"],
+        2,
+        "checkpoint: does not belong to model 'mlp'",
+        id="foreign option",
+    ),
+    pytest.param(["launch", "--preset", "tanh", "--gpus", "abc"], 2, "neither a number", id="gpus"),
+    pytest.param(
+        ["launch", "--preset", "tanh", "--store", ""], 2, "URI is empty", id="empty store"
+    ),
+    pytest.param(["status", ""], 2, "the id of the sweep is empty", id="empty id"),
+    pytest.param(["analyze", "--mask", "."], 2, "is a folder", id="mask is a folder"),
     pytest.param(["status", "nope"], 2, "no sweep 'nope'", id="status"),
     pytest.param(["resume", "nope"], 2, "no sweep 'nope'", id="resume"),
     pytest.param(["logs", "nope", "--point", "a"], 2, "is not ROW,COLUMN", id="point"),
-    pytest.param(["analyze"], 2, "give the ID of a sweep, or --mask", id="analyze nothing"),
+    pytest.param(
+        ["analyze"],
+        2,
+        "give the ID of a sweep or --mask FILE, one of the two",
+        id="analyze nothing",
+    ),
     pytest.param(["analyze", "--mask", "no.npy"], 2, "no such file", id="no mask"),
     pytest.param(["report", "nope"], 2, "no sweep 'nope'", id="report"),
     pytest.param(["show", "nope"], 2, "no sweep 'nope'", id="show"),
@@ -452,6 +492,38 @@ def test_a_map_larger_than_the_terminal_shows_the_points_that_come_first() -> No
     lines = map_text(states, max_columns=40, max_rows=60).plain.splitlines()
     assert len(lines) == 16
     assert all(len(line) == 32 for line in lines)
+
+
+def test_without_colours_the_live_map_is_letters() -> None:
+    from rich.console import Console
+
+    from conftest import mlp_sweep
+    from fractal_k8s.cli.display import LiveDisplay
+
+    console = Console(force_terminal=True, width=80, height=24, no_color=True)
+    display = LiveDisplay(console)
+    sweep = mlp_sweep(resolution=[2, 5])
+    with console.capture() as captured:
+        display.begin(sweep, np.array([[0, 1, 2, 3, 4], [4, 4, 4, 4, 4]], np.uint8), 2)
+        display.end()
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    assert lines[-3:-1] == ["#####", " !x.#"]
+    assert "# trainable" in lines[-1]
+
+
+def test_the_speed_is_not_told_before_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    from conftest import mlp_sweep
+    from fractal_k8s.cli.display import Progress
+
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    progress = Progress(mlp_sweep(resolution=[10, 10]), np.zeros((10, 10), np.uint8))
+    clock[0] += 30  # starting takes long
+    progress.states.flat[:10] = 4
+    assert progress.text().endswith("starting")
+    clock[0] += 2
+    progress.states.flat[:30] = 4
+    assert progress.text().endswith("10 points/s  7 s left")
 
 
 def test_plain_progress_is_lines() -> None:

@@ -169,7 +169,7 @@ def test_a_broken_line_1000_is_named(golden: Path, tokenizer: Tokenizer, tmp_pat
         pytest.param(
             "x.jsonl", b'{"text": 3}', CorruptError, "line 1: messages must be", id="no messages"
         ),
-        pytest.param("x.jsonl", b"\n\n", UsageError, "none of its 0", id="empty"),
+        pytest.param("x.jsonl", b"\n\n", UsageError, "is empty", id="empty"),
     ],
 )
 def test_data_that_cannot_be_read_are_named(
@@ -322,6 +322,14 @@ def change_weights(home: Path, change: Callable[[dict[str, torch.Tensor]], Any])
     torch.save(tensors, path)
 
 
+def flip_bytes(path: Path) -> None:
+    """Damages the middle of the largest tensor and leaves everything else as it is."""
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 64] = bytes(byte ^ 0xFF for byte in data[middle : middle + 64])
+    path.write_bytes(data)
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -338,6 +346,24 @@ DAMAGE: list[Any] = [
         CorruptError,
         "damaged or truncated",
         id="empty weights",
+    ),
+    pytest.param(
+        lambda home: flip_bytes(home / "checkpoints" / "model_000300.pt"),
+        CorruptError,
+        "does not match its check sum",
+        id="flipped bytes",
+    ),
+    pytest.param(
+        lambda home: (home / "checkpoints" / "model_000300.pt").write_text("<html>404</html>"),
+        CorruptError,
+        "damaged or truncated",
+        id="a web page",
+    ),
+    pytest.param(
+        lambda home: torch.save({"a": object()}, home / "checkpoints" / "model_000300.pt"),
+        CorruptError,
+        "holds more than tensors, which is not opened",
+        id="objects",
     ),
     pytest.param(
         lambda home: torch.save([1, 2], home / "checkpoints" / "model_000300.pt"),

@@ -315,8 +315,14 @@ def test_a_sweep_is_found_by_the_start_of_its_id(tmp_path: Path) -> None:
         store.sweep(sweep.id).write_plan(Plan(sweep, Deal()))
     assert store.find(first.id).sweep_id == first.id
     assert store.find(second.id[:8]).sweep_id == second.id
-    with pytest.raises(UsageError, match="start of several sweeps"):
+    with pytest.raises(UsageError, match="stands for several sweeps"):
         store.find("one")
+    store.sweep(mlp_sweep(name="one-more").id).write_plan(Plan(mlp_sweep(name="one-more"), Deal()))
+    with pytest.raises(
+        UsageError, match=f"sweeps: {first.id}, {second.id};|{second.id}, {first.id};"
+    ):
+        store.find("one")  # a whole name stands for the sweeps of that name only
+    assert store.find("one-m").sweep_id == mlp_sweep(name="one-more").id
     with pytest.raises(UsageError, match="no sweep 'two'"):
         store.find("two")
 

@@ -85,7 +85,7 @@ def windows(labels: Mask, known: Mask | None = None) -> BoxDimension:
         reason = (
             f"only {len(sizes)} box sizes fit between the holes of the map"
             if not edge.valid.all()
-            else f"only {len(sizes)} box sizes fit, a slope needs {MIN_SIZES}; use a finer map"
+            else f"box sizes that fit: {len(sizes)}, a slope needs {MIN_SIZES}; use a finer map"
         )
         return BoxDimension(dimension=None, refused=reason, **common)  # type: ignore[arg-type]
     shares = _box_shares(edge.cells, sizes, places)

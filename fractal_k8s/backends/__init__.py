@@ -41,6 +41,8 @@ class Status:
     done: int = 0
     # what went wrong, by shard
     failed: dict[int, str] = field(default_factory=dict)
+    # attempts that ended badly and were followed by another one
+    repeated: list[str] = field(default_factory=list)
 
 
 class Run(Protocol):

@@ -38,6 +38,8 @@ PARENT_PID: Final = "FRACTAL_K8S_PARENT_PID"
 
 _MAX_ATTEMPTS: Final = 3
 _GRACE_SECONDS: Final = 30.0
+# Name of a run's temporary folder, before the launcher's process number.
+_FOLDER: Final = "fractal-k8s-run-"
 
 
 @dataclass
@@ -67,7 +69,8 @@ class LocalRun:
     def __init__(self, work: Work, listener: Listener, devices: list[str | None]) -> None:
         self.work = work
         self.listener = listener
-        self.folder = Path(tempfile.mkdtemp(prefix="fractal-k8s-"))
+        _remove_leftovers()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
         self.plan_file = self.folder / "sweep.json"
         self.plan_file.write_text(work.plan.to_json())
         self._slots = _Slots(devices)
@@ -78,6 +81,7 @@ class LocalRun:
         self._events: queue.SimpleQueue[PointEvent] = queue.SimpleQueue()
         self._done = 0
         self._failed: dict[int, str] = {}
+        self._repeated: list[str] = []
         self._cancelled = False
         # what the shards printed, once the run is over
         self._kept: dict[int, str] = {}
@@ -97,7 +101,13 @@ class LocalRun:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def status(self) -> Status:
-        return Status(len(self._waiting), len(self._children), self._done, dict(self._failed))
+        return Status(
+            pending=len(self._waiting),
+            running=len(self._children),
+            done=self._done,
+            failed=dict(self._failed),
+            repeated=list(self._repeated),
+        )
 
     def logs(self, shard: int) -> str:
         path = self.folder / f"{shard}.out"
@@ -201,6 +211,7 @@ class LocalRun:
             # the same words twice: a third attempt would only say them again
             hopeless = code > 0 and reason == before
             if self._attempts[shard] < _MAX_ATTEMPTS and not hopeless:
+                self._repeated.append(f"shard {shard} {reason}")
                 self._waiting.append(shard)
                 self._not_before[shard] = time.monotonic() + self._attempts[shard]
 
@@ -241,7 +252,9 @@ class LocalBackend:
     name = "local"
 
     def __init__(self, workers: int | None = None, gpus: tuple[str, ...] = ()) -> None:
-        seen = gpus or visible_gpus()
+        here = visible_gpus()
+        _check_gpus(gpus, here)
+        seen = gpus or here
         count = workers or len(seen) or available_cores()
         self.devices: list[str | None] = [
             seen[number % len(seen)] if seen else None for number in range(count)
@@ -264,6 +277,35 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _check_gpus(asked: tuple[str, ...], here: tuple[str, ...]) -> None:
+    """Refuses what names no GPU, as far as that can be known without CUDA."""
+    for name in asked:
+        if name.startswith(("GPU-", "MIG-")):
+            continue
+        if not name.isdigit():
+            raise UsageError(f"--gpus: {name!r} is neither a number nor a UUID, as in --gpus 0,1")
+        if here and name not in here:
+            raise UsageError(f"--gpus: no GPU {name} here; there are {', '.join(here)}")
+
+
+def _remove_leftovers() -> None:
+    """Deletes the temporary folders of launchers that were killed."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        number = path.name.removeprefix(_FOLDER).partition("-")[0]
+        if number.isdigit() and not _is_alive(int(number)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True
 
 
 def visible_gpus() -> tuple[str, ...]:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import pickle
 import re
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,10 @@ def find_checkpoint(folder: Path) -> CheckpointFiles:
     newest = max(steps, key=lambda match: int(match[1]))
     meta = home / f"meta_{newest[1]}.json"
     if not meta.is_file():
-        raise UsageError(f"checkpoint {home / newest[0]}: its {meta.name} is missing")
+        raise UsageError(
+            f"checkpoint {home / newest[0]}: its {meta.name} is missing; "
+            "copy it from where the weights come from"
+        )
     return CheckpointFiles(home / newest[0], meta, _find_tokenizer(home))
 
 
@@ -108,18 +113,39 @@ def load_weights(files: CheckpointFiles) -> Weights:
             raise TypeError("model_config is not a table")
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptError(f"{files.meta}: no usable model_config ({error})") from None
+    _check_sums(files.model)
     try:
         loaded = torch.load(files.model, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except pickle.UnpicklingError:
         raise CorruptError(
-            f"{files.model}: damaged or truncated ({reason}); fetch the checkpoint again"
+            f"{files.model}: holds more than tensors, which is not opened; save the weights alone"
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError):
+        raise CorruptError(
+            f"{files.model}: damaged or truncated; fetch the checkpoint again"
         ) from None
     if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
         raise CorruptError(f"{files.model}: not a table of tensors")
     tensors = {str(name).removeprefix("_orig_mod."): tensor for name, tensor in loaded.items()}
     _drop_neutral_extras(tensors, files.model)
     return Weights(tensors, config)
+
+
+def _check_sums(path: Path) -> None:
+    """Compares the file's parts with the check sums it carries, which torch does not.
+
+    Raises:
+        CorruptError: it is no file of torch, is cut short, or a part has changed.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+        raise CorruptError(f"{path}: damaged or truncated; fetch the checkpoint again") from None
+    if damaged is not None:
+        raise CorruptError(
+            f"{path}: damaged: {damaged} does not match its check sum; fetch the checkpoint again"
+        )
 
 
 def _drop_neutral_extras(tensors: dict[str, Tensor], source: Path) -> None:

@@ -37,7 +37,8 @@ _METHODS = ("windows", "published", "aligned")
     type=click.Choice(_METHODS),
     default="windows",
     show_default=True,
-    help="How the dimension is measured; published is the public code's, for comparison only.",
+    help="How the dimension is measured. published: as the public code does, for comparison only; "
+    "aligned: of the trainable cells themselves, not of their edge.",
 )
 @click.option(
     "--only",
@@ -74,7 +75,7 @@ def command(
         fractal-k8s analyze --mask map.npy --method published
     """
     if (sweep_id is None) == (mask is None):
-        raise click.UsageError("give the ID of a sweep, or --mask FILE")
+        raise click.UsageError("give the ID of a sweep or --mask FILE, one of the two")
     if mask is not None:
         if settings:
             raise click.UsageError("--set needs a sweep: a mask has its verdicts already")
@@ -88,9 +89,10 @@ def command(
         click.echo(str(summary.get("sweep", mask)))
         click.echo("\n".join([*summary_lines(summary), *analysis_lines(summary)]))
     if summary["coverage"] < 1 and not partial:
+        train = "" if mask is not None else "train the rest with fractal-k8s resume, or "
         raise IncompleteError(
-            f"only {summary['coverage']:.1%} of the points have a verdict; the numbers above are "
-            "of those only. Train the rest with fractal-k8s resume, or accept them with --partial"
+            f"only {summary['coverage']:.1%} of the points have a verdict, and the numbers above "
+            f"are of those; {train}accept them with --partial"
         )
 
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from fractal_k8s.results import DEFAULT_STORE
+
 if TYPE_CHECKING:
     from fractal_k8s.results.store import Store
     from fractal_k8s.sweep.definition import Sweep
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-DEFAULT_STORE: Final = "./runs"
 DEFAULT_PRESET: Final = "docvqa-d20"
 
 
@@ -199,7 +200,8 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
 def _dimension_lines(summary: dict[str, Any]) -> list[str]:
     if "dimension" not in summary:
         return []  # another analysis was asked for
-    lines = [f"  boundary pixels {summary['boundary_pixels']:,}"]
+    what = "cells of the set" if summary["method"] == "aligned" else "boundary pixels"
+    lines = [f"  {what} {summary['boundary_pixels']:,}"]
     if summary["dimension"] is None:
         return [*lines, f"  edge dimension: none ({summary['refused']})"]
     sizes = f"{min(summary['box_sizes'])}..{max(summary['box_sizes'])}"

@@ -28,8 +28,13 @@ _COLOURS: Final = {
     NOT_TRAINABLE: "#b22222",
     TRAINABLE: "#4169e1",
 }
+# What stands for a point on a terminal without colours.
+_LETTERS: Final = {MISSING: " ", FAILED: "!", DIVERGED: "x", NOT_TRAINABLE: ".", TRAINABLE: "#"}
+_NARROW: Final = 110
 _PLAIN_EVERY_S: Final = 5.0
 _REFRESH_S: Final = 0.25
+# A speed is not shown before it has been seen for so long.
+_SETTLE_S: Final = 1.0
 _MIN_WIDTH_FOR_MAP: Final = 40
 _LINES_BESIDE_MAP: Final = 7
 
@@ -54,10 +59,12 @@ class Progress:
         return int(np.count_nonzero(self.states == state))
 
     def rate(self) -> float:
-        """Points per second over the last minute."""
+        """Points per second over the last minute; 0 before that can be told."""
         now, done = time.monotonic(), self.done
-        if done == self._at_start:  # the time until the first point says nothing about the others
+        if self._history[0][1] == self._at_start:
+            # the time until the first points says nothing about the others
             self._history[0] = (now, done)
+        if now - self._history[0][0] < _SETTLE_S:
             return 0.0
         if now - self._history[-1][0] > 0.5:
             self._history.append((now, done))
@@ -71,11 +78,11 @@ class Progress:
         done = self.done
         parts = [f"{done:,}/{self.total:,} points", f"{self.count(DIVERGED):,} diverged"]
         parts.append(f"{self.count(FAILED):,} failed")
-        parts.append(per_second(rate))
         if done == self.total:
-            parts.append(f"done in {duration(time.monotonic() - self.begun)}")
+            span = time.monotonic() - self.begun
+            parts += [per_second((done - self._at_start) / span), f"done in {duration(span)}"]
         elif rate > 0:
-            parts.append(f"{duration((self.total - done) / rate)} left")
+            parts += [per_second(rate), f"{duration((self.total - done) / rate)} left"]
         else:
             parts.append("starting")
         return "  ".join(parts)
@@ -154,19 +161,23 @@ def make_display(console: Console) -> PlainDisplay | LiveDisplay:
 def render(progress: Progress, console: Console) -> RenderableType:
     """The display as it stands."""
     head = Table.grid(padding=(0, 1))
-    head.add_row(
-        Text(progress.sweep.id, style="bold"),
-        ProgressBar(total=progress.total, completed=progress.done, width=24),
-        Text(progress.text()),
-    )
-    parts: list[RenderableType] = [head]
-    width, height = console.width, 2 * (console.height - _LINES_BESIDE_MAP)
-    if width >= _MIN_WIDTH_FOR_MAP and height >= 8:
-        parts += [map_text(progress.states, width, height), _legend()]
+    name = Text(progress.sweep.id, style="bold")
+    bar = ProgressBar(total=progress.total, completed=progress.done, width=24)
+    is_narrow = console.width < _NARROW
+    if is_narrow:
+        head.add_row(name, bar)
+    else:
+        head.add_row(name, bar, Text(progress.text()))
+    parts: list[RenderableType] = [head, Text(progress.text())] if is_narrow else [head]
+    coloured = console.color_system is not None and not console.no_color
+    width, height = console.width, console.height - _LINES_BESIDE_MAP
+    if width >= _MIN_WIDTH_FOR_MAP and height >= 4:
+        drawn = map_text(progress.states, width, 2 * height) if coloured else None
+        parts += [drawn or letters_text(progress.states, width, height), _legend(coloured)]
     return Group(*parts)
 
 
-def _legend() -> Text:
+def _legend(coloured: bool) -> Text:
     text = Text()
     names = (
         (TRAINABLE, "trainable"),
@@ -176,7 +187,7 @@ def _legend() -> Text:
         (MISSING, "missing"),
     )
     for state, name in names:
-        text.append("██ ", style=_COLOURS[state])
+        text.append("██ " if coloured else f"{_LETTERS[state]} ", style=_COLOURS[state])
         text.append(f"{name}   ")
     return text
 
@@ -184,13 +195,9 @@ def _legend() -> Text:
 def map_text(states: States, max_columns: int, max_rows: int) -> Text:
     """The map in half blocks, two rows a line, row 0 at the bottom.
 
-    A map that is larger than the room shows every n-th point of it; n is a power of two, so that
-    the points that come first in the dealing order are those that are shown.
+    A map that is larger than the room is thinned.
     """
-    step = 1
-    while -(-states.shape[1] // step) > max_columns or -(-states.shape[0] // step) > max_rows:
-        step *= 2
-    shown = states[::step, ::step][::-1]
+    shown = _thinned(states, max_columns, max_rows)
     if len(shown) % 2:
         shown = np.concatenate([shown, np.full((1, shown.shape[1]), MISSING, dtype=np.uint8)])
     text = Text()
@@ -200,3 +207,20 @@ def map_text(states: States, max_columns: int, max_rows: int) -> Text:
         text.append("\n")
     text.rstrip()
     return text
+
+
+def letters_text(states: States, max_columns: int, max_rows: int) -> Text:
+    """The map in letters, a row a line, for a terminal without colours."""
+    shown = _thinned(states, max_columns, max_rows).tolist()
+    return Text("\n".join("".join(_LETTERS[state] for state in row) for row in shown))
+
+
+def _thinned(states: States, max_columns: int, max_rows: int) -> States:
+    """Every n-th point of the map, last row first.
+
+    n is a power of two, so that the points that come first in the dealing order are shown.
+    """
+    step = 1
+    while -(-states.shape[1] // step) > max_columns or -(-states.shape[0] // step) > max_rows:
+        step *= 2
+    return states[::step, ::step][::-1]

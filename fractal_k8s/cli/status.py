@@ -55,6 +55,7 @@ def _facts(folder: SweepStore, plan: Plan) -> dict[str, Any]:
     return {
         "sweep": plan.sweep.id,
         "where": folder.where(),
+        "resume": folder.command("resume"),
         "points": plan.sweep.num_points,
         "counts": grid.counts(),
         "running": running,
@@ -89,7 +90,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
             f"  {per_second(facts['points_per_s'])}, {duration(facts['seconds_left'])} left"
         )
     if known < facts["points"] and facts["running"] is False:
-        lines.append(f"  continue with: fractal-k8s resume {facts['sweep']}")
+        lines.append(f"  continue with: {facts['resume']}")
     lines += [f"  problem: {problem}" for problem in facts["problems"]]
     lines.append(f"  {facts['where']}")
     return lines

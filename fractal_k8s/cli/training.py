@@ -86,6 +86,8 @@ def train_and_report(
     stop = _Stop()
     with stop.on_signals():
         status = controller.train(launch, place, make_display(console), started=stop.watch)
+    for text in status.repeated:
+        console.print(f"{text}; its points were trained again", highlight=False, soft_wrap=True)
     if stop.number is not None:
         _stopped(launch, stop.number, console)
     done = controller.finish(launch, status)
@@ -105,7 +107,7 @@ def _stopped(launch: Any, number: int, console: Any) -> None:
     kept = int(grid.known.sum())
     console.print(
         f"stopped: {kept:,} of {grid.states.size:,} points are kept in {launch.folder.where()}\n"
-        f"continue with: fractal-k8s resume {launch.sweep.id}",
+        f"continue with: {launch.folder.command('resume')}",
         highlight=False,
         soft_wrap=True,
     )

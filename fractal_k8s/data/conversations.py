@@ -147,10 +147,12 @@ def read_rows(path: Path, encoder: Encoder, max_seq_len: int) -> Rows:
             rows.append(row)
         else:
             left_out += 1
+    if not rows and not left_out:
+        raise UsageError(f"{path}: is empty; give a file with one conversation a line")
     if not rows:
         raise UsageError(
             f"{path}: none of its {left_out} conversations has anything to train on within "
-            f"max_seq_len {max_seq_len}"
+            f"max_seq_len {max_seq_len}; an answer must begin before that, see training.max_seq_len"
         )
     return Rows(rows, left_out)
 
@@ -162,6 +164,8 @@ def file_digest(path: Path) -> str:
 
 
 def _read_messages(path: Path) -> Iterator[tuple[str, Any]]:
+    if path.is_dir():
+        raise UsageError(f"data set {path}: is a folder; give a .jsonl or .parquet file")
     if not path.is_file():
         raise UsageError(f"data set {path}: no such file")
     if path.suffix == ".parquet":

@@ -28,6 +28,8 @@ def read_mask(path: Path) -> tuple[Mask, Mask]:
         UsageError: the file is missing, of an unknown kind, or not a map of two labels.
         CorruptError: the file is damaged.
     """
+    if path.is_dir():
+        raise UsageError(f"mask {path}: is a folder; give an .npy file or an image")
     if not path.is_file():
         raise UsageError(f"mask {path}: no such file")
     if path.suffix == ".npy":

@@ -47,7 +47,7 @@ class SweepLock:
             os.close(handle)
             raise ConflictError(
                 f"{self.folder.sweep_id} is being trained by process {owner or 'unknown'}; "
-                f"watch it with: fractal-k8s status {self.folder.sweep_id} --watch"
+                f"watch it with: {self.folder.command('status --watch')}"
             )
         with contextlib.suppress(OSError):  # another user's file may be read-only for us
             os.ftruncate(handle, 0)

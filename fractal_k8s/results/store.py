@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shlex
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from fractal_k8s.errors import ConflictError, CorruptError, SweepError, UsageError
-from fractal_k8s.results import schema
+from fractal_k8s.results import DEFAULT_STORE, schema
 from fractal_k8s.results.files import Entry, Files, LocalFiles, open_files
 from fractal_k8s.sweep.axes import near
 from fractal_k8s.sweep.deal import Deal
@@ -101,6 +103,12 @@ class SweepStore:
     def where(self, *parts: str) -> str:
         """A path or URI to show to a person."""
         return f"{self.files.place.rstrip('/')}/{self.key(*parts)}"
+
+    def command(self, name: str) -> str:
+        """The command line that does `name` to this sweep, to be printed as a next step."""
+        here = os.path.abspath(self.files.uri) == os.path.abspath(DEFAULT_STORE)
+        place = "" if here else f" --store {shlex.quote(self.files.uri)}"
+        return f"fractal-k8s {name} {self.sweep_id}{place}"
 
     # --- sweep.json ---
 
@@ -282,6 +290,8 @@ class Store:
     """A place that holds sweeps."""
 
     def __init__(self, uri: str) -> None:
+        if not uri:
+            raise UsageError(f"the store's URI is empty; leave --store out for {DEFAULT_STORE}")
         self.files = open_files(uri)
 
     @property
@@ -305,14 +315,19 @@ class Store:
         Raises:
             UsageError: no sweep or several match.
         """
+        if not text:
+            raise UsageError("the id of the sweep is empty; fractal-k8s list shows them all")
         if "/" not in text and self.files.get(f"{text}/sweep.json") is not None:
             return self.sweep(text)
         ids = self.sweep_ids()
-        matches = [name for name in ids if name.startswith(text)]
+        named = [name for name in ids if name.rpartition("-")[0] == text]
+        matches = named or [name for name in ids if name.startswith(text)]
         if len(matches) == 1:
             return self.sweep(matches[0])
         if matches:
-            raise UsageError(f"{text!r} is the start of several sweeps: {', '.join(matches)}")
+            raise UsageError(
+                f"{text!r} stands for several sweeps: {', '.join(matches)}; give more of the id"
+            )
         if not ids:
             raise UsageError(
                 f"no sweep {text!r}: there are none in {self.files.place}; see --store"

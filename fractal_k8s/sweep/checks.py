@@ -171,6 +171,10 @@ def _line(item: dict[str, Any], raw: dict[str, Any], models: Mapping[str, type[S
         names = sorted(models)
         hint = near(got, names) if isinstance(got, str) else f"; known: {', '.join(names)}"
         return f"model: {'missing' if got is None else f'unknown model {got!r}'}{hint}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{where}: must be a table of keys, got {item['input']!r}"
+    if kind == "none_required":
+        return f"{where}: does not belong to model {raw.get('model')!r}"
     if kind == "value_error":
         return f"{where}: {item['ctx']['error']}"
     return f"{where}: {item['msg'][:1].lower()}{item['msg'][1:]}, got {item['input']!r}"

@@ -252,10 +252,12 @@ def _sound_parts(raw: dict[str, Any]) -> Parts:
         axis = sound(Axis, axes.get(key)) if isinstance(axes, dict) else None
         if axis is not None:
             found[key] = axis
+    resolution = sound(tuple[int, int], raw.get("resolution"))
+    too_large = resolution is not None and resolution[0] * resolution[1] > MAX_POINTS
     return Parts(
         name=name if isinstance(name, str) else None,
         model=model if model in ("mlp", "gpt") else None,
         axes=found,
-        resolution=sound(tuple[int, int], raw.get("resolution")),
+        resolution=None if too_large else resolution,
         training=training,
     )

@@ -102,7 +102,19 @@ def resolve(
     if resolution is not None:
         content["resolution"] = resolution
     _spread_resolution(content)
-    return Sweep.parse(content, source=source)
+    sweep = Sweep.parse(content, source=source)
+    if idle := [problem for text in settings if (problem := _without_effect(sweep, text))]:
+        raise SweepError(idle, source="--set")
+    return sweep
+
+
+def _without_effect(sweep: Sweep, text: str) -> str | None:
+    """Why a setting changes nothing: an axis turns the same key at every point."""
+    key = text.partition("=")[0].strip()
+    for name, knob in (("y", sweep.y_knob), ("x", sweep.x_knob)):
+        if knob.replaces and key in {f"training.{written}" for written in knob.writes}:
+            return f"{text!r} has no effect: axes.{name} turns {knob.name}; change that axis"
+    return None
 
 
 def whole_checkpoint(reference: str) -> str:
