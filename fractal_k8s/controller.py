@@ -1,28 +1,42 @@
-"""What `launch` and `resume` do: check everything, train what is missing, make the picture."""
+"""What `launch` and `resume` do: check everything, train what is missing, make the picture.
+
+And what `plan --probe` does: train a few points to see how long they take.
+"""
 
 from __future__ import annotations
 
+import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fractal_k8s.aggregate import Aggregation, aggregate, read_grid
 from fractal_k8s.backends import Backend, Run, Status, Work
-from fractal_k8s.errors import IncompleteError, StoreError
+from fractal_k8s.backends.local import LocalBackend
+from fractal_k8s.errors import IncompleteError, RetryError, StoreError, UsageError
 from fractal_k8s.results.files import LocalFiles
 from fractal_k8s.results.grid import Grid
+from fractal_k8s.results.ledger import predict, record_launch
 from fractal_k8s.results.lock import SweepLock
 from fractal_k8s.results.store import Plan, Store, SweepStore
-from fractal_k8s.sweep.deal import Deal, Dealt
+from fractal_k8s.results.timings import read_attempts
+from fractal_k8s.sweep.deal import (
+    Deal,
+    Dealt,
+    Indexes,
+    coarse_to_fine,
+    format_intervals,
+    representatives,
+)
 from fractal_k8s.sweep.definition import Sweep
+from fractal_k8s.sweep.footprint import upper_bytes
+from fractal_k8s.sweep.pace import Measured, Pace, fit
+from fractal_k8s.sweep.plan import Terms
 from fractal_k8s.worker import PointEvent
-
-# A row without its losses, roughly, and the log line that goes with it.
-_ROW_BYTES: Final = 420
-_LOSS_BYTES: Final = 4
 
 
 class Display(Protocol):
@@ -47,6 +61,9 @@ class Launch:
     allow_mixed: bool
     # how many experiments were missing when it was checked
     missing: int
+    # what it is forecast to take (`results.ledger.predicted`), and a worker's price, for the ledger
+    prediction: dict[str, Any] | None = None
+    price_per_hour: float | None = None
 
     @property
     def plan(self) -> Plan:
@@ -92,6 +109,13 @@ def prepare(
     return Launch(folder, sweep, workers, points_per_shard, allow_mixed, int(experiments))
 
 
+def foretell(launch: Launch, store: Store, price_per_hour: float | None) -> Launch:
+    """The launch with what it will probably take, for the ledger. Only time is forecast."""
+    terms = Terms(workers=launch.workers, points_per_shard=launch.points_per_shard)
+    prediction = predict(launch.sweep, store, terms)
+    return replace(launch, prediction=prediction, price_per_hour=price_per_hour)
+
+
 def deal_missing(launch: Launch, grid: Grid) -> Deal:
     """The shards of what a grid lacks; of everything if it lacks everything."""
     dealt = Dealt(launch.sweep, Deal())
@@ -108,7 +132,7 @@ def _check_space(store: Store, sweep: Sweep, points: int) -> None:
         return
     corners = (0, sweep.columns - 1, sweep.num_points - 1)
     steps = max(sweep.training_at(sweep.point(index)).num_steps() or 0 for index in corners)
-    needed = points * (_ROW_BYTES + _LOSS_BYTES * steps)
+    needed = upper_bytes(points, steps)
     free = store.files.free_bytes()
     if needed > free:
         raise StoreError(
@@ -143,6 +167,13 @@ def train(
         plan = Plan(sweep, deal_missing(launch, grid))
         inherited = () if lock.handle is None else (lock.handle,)
         work = Work(folder, plan, allow_mixed=launch.allow_mixed, inherited=inherited)
+        record_launch(
+            folder,
+            launch.prediction,
+            workers=launch.workers,
+            shards=work.num_shards,
+            price_per_hour=launch.price_per_hour,
+        )
         run = backend.submit(work, display.point)
         display.begin(sweep, grid.states, launch.workers)
         try:
@@ -169,3 +200,85 @@ def finish(launch: Launch, status: Status) -> Aggregation:
         + (f" ({reasons})" if reasons else "")
         + f"; continue with: {launch.folder.command('resume')}"
     )
+
+
+# --- probe ---
+
+
+def probe(sweep: Sweep, store: Store | None, points: int) -> Pace:
+    """Times a few points of a sweep in a child process of this machine, as a launch would run them.
+
+    Where many points are trained as one program, as many as fill it are timed instead: a point
+    costs its share of a full chunk, and a chunk with one point in it takes as long as a full one.
+
+    Args:
+        store: where the outcomes are kept as ordinary outcomes; None = nowhere.
+        points: how many; never more than the sweep has.
+
+    Raises:
+        FractalError: the sweep cannot be trained here.
+    """
+    sweep = pin(sweep)
+    with tempfile.TemporaryDirectory(prefix="fractal-k8s-probe-") as place:
+        folder = (store or Store(place)).sweep(sweep.id)
+        folder.read_plan()  # a damaged or foreign sweep.json is refused here
+        with SweepLock(folder) as lock:
+            inherited = () if lock.handle is None else (lock.handle,)
+            measured = _time_points(folder, sweep, points, inherited)
+            if measured and measured.lanes > 1:
+                known = len(read_grid(folder, Plan(sweep, Deal())).point_indexes())
+                again = _time_points(folder, sweep, known + measured.lanes, inherited)
+                measured = again or measured
+    pace = fit([measured], "a probe of this machine") if measured else None
+    if pace is None:
+        raise UsageError(
+            f"{sweep.id}: the points to probe are stored already; plan without --probe uses their "
+            "times"
+        )
+    return pace
+
+
+def _time_points(
+    folder: SweepStore, sweep: Sweep, points: int, inherited: tuple[int, ...]
+) -> Measured | None:
+    """Trains the missing ones of the sweep's first `points` probe points; None if there is none.
+
+    What the child process did besides training counts as start-up.
+    """
+    dealt = Dealt(sweep, Deal())
+    chosen = np.isin(dealt.order, probe_points(sweep)[:points])
+    only = format_intervals(np.flatnonzero(chosen))
+    deal = Deal(points_per_shard=int(chosen.sum()), only=only)
+    before = {entry.key for entry in folder.outcome_entries()}
+    began = time.monotonic()
+    run = LocalBackend(workers=1).submit(
+        Work(folder, Plan(sweep, deal), inherited=inherited), lambda event: None
+    )
+    status = run.wait()
+    seconds = time.monotonic() - began
+    if status.failed:
+        raise RetryError(f"{sweep.id}: the probe could not train: {status.failed[0]}")
+    entries = [entry for entry in folder.outcome_entries() if entry.key not in before]
+    attempts = [timed for _, timed in read_attempts(folder, sweep, entries)]
+    if not attempts:
+        return None
+    timed = attempts[0]
+    training = max(timed.span_seconds, float(timed.seconds.sum()))
+    return replace(timed, start_seconds=max(0.0, seconds - training))
+
+
+def probe_points(sweep: Sweep) -> Indexes:
+    """Distinct experiments in the order in which a probe takes them, shape (experiments,).
+
+    Corners, centre and middles of the sides come first, then ever finer lattices.
+    """
+    rows = np.array([0, sweep.rows - 1, (sweep.rows - 1) // 2])
+    columns = np.array([0, sweep.columns - 1, (sweep.columns - 1) // 2])
+    frame = (rows[:, None] * sweep.columns + columns[None, :])[
+        [2, 0, 0, 1, 1, 0, 1, 2, 2], [2, 0, 1, 0, 1, 2, 2, 0, 1]
+    ]
+    order = np.concatenate([frame, coarse_to_fine(sweep.rows, sweep.columns)])
+    owners = representatives(sweep)[order]
+    _, first = np.unique(owners, return_index=True)
+    distinct: Indexes = owners[np.sort(first)]
+    return distinct

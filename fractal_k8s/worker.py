@@ -33,11 +33,9 @@ from fractal_k8s.results.verdict import is_stable, is_trainable
 from fractal_k8s.stopping import Stopped, StopSignals
 from fractal_k8s.sweep.deal import Dealt, Shard
 from fractal_k8s.sweep.definition import Sweep
+from fractal_k8s.sweep.footprint import FLUSH_SECONDS_LOCAL, FLUSH_SECONDS_REMOTE
 from fractal_k8s.watchdog import Watchdog
 
-# An attempt rewrites its object this often: a request costs nothing on a disk and a little in S3.
-FLUSH_SECONDS_LOCAL: Final = 2.0
-FLUSH_SECONDS_REMOTE: Final = 30.0
 # Waits between tries of the last write, well inside a pod's grace period.
 _RETRY_WAITS_S: Final = (1.0, 3.0)
 
@@ -87,6 +85,7 @@ class Worker:
         Raises:
             FractalError: nothing could be trained, or not stored; see its `worker_code`.
         """
+        began = time.monotonic()
         self.folder.write_plan(self.plan)
         todo = self._missing(self._stored())
         done = len(self.shard.trained) - len(todo)
@@ -102,7 +101,13 @@ class Worker:
             watchdog.beat()
             own = trainer.environment.numerics_class
             self._check_class(own)
-            self.attempt = Attempt(self.folder, self.sweep, self.shard.name, trainer.environment)
+            self.attempt = Attempt(
+                self.folder,
+                self.sweep,
+                self.shard.name,
+                trainer.environment,
+                start_seconds=time.monotonic() - began,
+            )
             self.emit(
                 f"shard {self.shard.name} of {self.sweep.id}: {len(todo)} points to train, "
                 f"{done} stored; {own}"

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from fractal_k8s.checkpoints.nanochat import find_checkpoint, load_weights
+from fractal_k8s.checkpoints.files import find_checkpoint
+from fractal_k8s.checkpoints.nanochat import load_weights
 from fractal_k8s.checkpoints.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_bytes
 from fractal_k8s.data.conversations import read_rows, render
 from fractal_k8s.errors import CorruptError, FractalError, UsageError

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from fractal_k8s.aggregate import read_grid
-from fractal_k8s.checkpoints.nanochat import find_checkpoint, load_weights
+from fractal_k8s.checkpoints.files import find_checkpoint
+from fractal_k8s.checkpoints.nanochat import load_weights
 from fractal_k8s.models.gpt import GPT, GPTConfig, config_from_dict, rms_norm, rotary_tables
 from fractal_k8s.results.outcome import Outcome, State
 from fractal_k8s.results.store import Plan, Store

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -17,15 +19,53 @@ from fractal_k8s.cli.common import (
     store_option,
     sweep_options,
 )
+from fractal_k8s.errors import UsageError
 
 if TYPE_CHECKING:
-    from fractal_k8s.sweep.plan import Forecast
+    from fractal_k8s.results.store import Store
+    from fractal_k8s.sweep.definition import Sweep
+    from fractal_k8s.sweep.memory import Shape
+    from fractal_k8s.sweep.pace import Pace
+    from fractal_k8s.sweep.plan import Forecast, Terms
+
+_PROBE_POINTS: Final = 9
+
+
+class _ProbePoints(click.ParamType[int]):
+    """A number after --probe, or nothing."""
+
+    name = "points"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if not str(value).isdigit() or int(value) < 1:
+            self.fail(
+                f"{value!r} is not a number of points; put --probe after the sweep file", param, ctx
+            )
+        return int(value)
 
 
 @click.command(cls=Command)
 @sweep_options
 @click.option(
-    "--seconds-per-point", type=click.FloatRange(min=0), metavar="S", help="Time of one point."
+    "--probe",
+    type=_ProbePoints(),
+    is_flag=False,
+    flag_value=_PROBE_POINTS,
+    metavar="[K]",
+    help=f"Train K points here (default {_PROBE_POINTS}) and forecast from their times.",
+)
+@click.option("--keep", is_flag=True, help="Keep the probe's outcomes in the store.")
+@click.option(
+    "--seconds-per-point",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="S",
+    help="Time of one point.",
+)
+@click.option(
+    "--start-seconds",
+    type=click.FloatRange(min=0),
+    metavar="S",
+    help="Time until a worker trains: a pod's start, imports, weights. Default: as measured.",
 )
 @click.option(
     "--workers",
@@ -34,10 +74,23 @@ if TYPE_CHECKING:
     help="Workers (GPUs or cores) at once. Default: the cores or GPUs of this machine.",
 )
 @click.option(
+    "--points-per-index",
+    "points_per_shard",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Points per shard, which is a pod. Default: the points spread over the workers.",
+)
+@click.option(
     "--price",
     type=click.FloatRange(min=0),
     metavar="USD",
     help="Price of a worker per hour.",
+)
+@click.option(
+    "--depth",
+    type=click.IntRange(min=1, max=200),
+    metavar="N",
+    help="Layers of the nanochat model, for its memory, if the checkpoint is not here.",
 )
 @store_option
 @json_option
@@ -49,20 +102,32 @@ def command(
     checkpoint: str | None,
     dataset: str | None,
     name: str | None,
+    probe: int | None,
+    keep: bool,
     seconds_per_point: float | None,
+    start_seconds: float | None,
     workers: int | None,
+    points_per_shard: int | None,
     price: float | None,
+    depth: int | None,
     store_uri: str,
     as_json: bool,
 ) -> None:
     """Say what a sweep would take, before anything is spent.
 
-    Time comes from --seconds-per-point, or from finished sweeps in the store that trained the same
-    steps on this machine.
+    Time comes from --probe, which trains a few points here, from --seconds-per-point, or from the
+    sweeps in the store that trained the same steps, on this machine if there are any.
+
+    \b
+        fractal-k8s plan --preset tanh --res 512 --probe
+        fractal-k8s plan sweep.toml --workers 64 --points-per-index 32 --price 3.5
     """
-    from fractal_k8s.results.timings import seconds_per_step
     from fractal_k8s.sweep.plan import forecast
 
+    if probe is not None and seconds_per_point is not None:
+        raise click.UsageError("give --probe or --seconds-per-point, not both")
+    if keep and probe is None:
+        raise click.UsageError("--keep needs --probe: nothing else is trained")
     sweep = read_sweep(
         sweep_file,
         preset,
@@ -72,61 +137,193 @@ def command(
         dataset=dataset,
         name=name,
     )
-    known = (
-        None if seconds_per_point is not None else seconds_per_step(open_store(store_uri), sweep)
-    )
-    made = forecast(
-        sweep,
-        seconds_per_point=seconds_per_point,
-        seconds_per_step=known.seconds if known else None,
-        workers=workers or _local_workers(),
-        price_per_hour=price,
-    )
+    shape = _shape(sweep, depth)
+    store = open_store(store_uri)
+    pace = _pace(sweep, store, probe, keep, seconds_per_point)
+    if pace is not None and start_seconds is not None:
+        pace = replace(pace, start_seconds=start_seconds)
+    made = forecast(sweep, pace, _terms(store, workers, points_per_shard, price), shape)
     if as_json:
-        echo_json({**made.to_dict(), "timing_source": known.source if known else None})
+        echo_json(made.to_dict())
     else:
-        click.echo("\n".join(_lines(made, known.source if known else None)))
+        click.echo("\n".join(_lines(made)))
 
 
-def _local_workers() -> int:
-    from fractal_k8s.backends.local import LocalBackend
+def _pace(
+    sweep: Sweep, store: Store, probe: int | None, keep: bool, seconds_per_point: float | None
+) -> Pace | None:
+    """The timing model from the option that was given, or from the store."""
+    from fractal_k8s.results.timings import stored_pace
+    from fractal_k8s.sweep.pace import Pace
 
-    return LocalBackend().workers
+    if seconds_per_point is not None:
+        return Pace("--seconds-per-point", per_point=seconds_per_point, per_step=0.0)
+    if probe is None:
+        return stored_pace(store, sweep)
+    from fractal_k8s import controller
+
+    click.echo(f"probing {sweep.name} on this machine ...", err=True)
+    return controller.probe(sweep, store if keep else None, probe)
 
 
-def _lines(made: Forecast, source: str | None) -> list[str]:
+def _terms(
+    store: Store, workers: int | None, points_per_shard: int | None, price: float | None
+) -> Terms:
+    from fractal_k8s.backends.local import LocalBackend, visible_gpus
+    from fractal_k8s.sweep.footprint import FLUSH_SECONDS_LOCAL, FLUSH_SECONDS_REMOTE
+    from fractal_k8s.sweep.plan import Terms
+
+    return Terms(
+        workers=workers or LocalBackend().workers,
+        worker_kind="GPU" if visible_gpus() else "core",
+        points_per_shard=points_per_shard,
+        price_per_hour=price,
+        flush_seconds=FLUSH_SECONDS_LOCAL if store.is_local else FLUSH_SECONDS_REMOTE,
+    )
+
+
+def _shape(sweep: Sweep, depth: int | None) -> Shape | None:
+    """Shape of the model that is fine-tuned, as far as it is known here.
+
+    Raises:
+        FractalError: the checkpoint that was named is not there or is damaged.
+    """
+    from fractal_k8s.sweep.memory import Shape
+
+    if sweep.model != "gpt":
+        if depth is not None:
+            raise UsageError(f"--depth is of a gpt sweep; {sweep.name} trains an {sweep.model}")
+        return None
+    if depth is not None:
+        return Shape.of_depth(depth)
+    reference = getattr(sweep.spec, "checkpoint", None)
+    if reference is None:
+        return None
+    from fractal_k8s.checkpoints.files import find_checkpoint, read_config
+
+    files = find_checkpoint(Path(reference).expanduser())
+    return Shape.of_config(read_config(files), source=str(files.meta))
+
+
+# --- text ---
+
+
+def _lines(made: Forecast) -> list[str]:
     sweep = made.sweep
-    lines = [
-        sweep.name,
-        f"  y {sweep.y_knob.name}: {_span(sweep.y_values)}",
-        f"  x {sweep.x_knob.name}: {_span(sweep.x_values)}",
-        f"  {made.points:,} points, {made.distinct:,} distinct experiments",
+    rows = [
+        (f"y {sweep.y_knob.name}", _span(sweep.y_values)),
+        (f"x {sweep.x_knob.name}", _span(sweep.x_values)),
+        ("points", f"{made.points:,} points, {made.distinct:,} distinct experiments"),
+        *_step_rows(made),
+        *(("note", note) for note in made.notes),
+        *_time_rows(made),
+        *_resource_rows(made),
     ]
-    if made.steps is None:
-        lines.append("  steps per point: follow from the data (supervised token accounting)")
-    else:
-        low, high = made.steps
-        lines.append(f"  steps per point: {low:,}" + (f" to {high:,}" if high > low else ""))
-        lines.append(f"  steps in all: {made.total_steps:,}")
-    lines += [f"  note: {note}" for note in made.notes]
-    lines += _cost_lines(made, source)
-    return lines
+    width = max(len(label) for label, _ in rows)
+    lines = [sweep.name, *(f"  {label:<{width}}  {text}" for label, text in rows)]
+    return lines + _wall_table(made)
 
 
 def _span(values: tuple[float, ...]) -> str:
     return f"{len(values)} values, {values[0]!r} to {values[-1]!r}"
 
 
-def _cost_lines(made: Forecast, source: str | None) -> list[str]:
-    if made.worker_seconds is None:
-        hint = "give --seconds-per-point, or launch a small --res first: its timing is used here"
-        return [f"  time: unknown; {hint}"]
-    origin = f" (from {source})" if source else ""
-    lines = [
-        f"  training time: {duration(made.worker_seconds)} of one worker{origin}",
-        f"  wall time: about {duration(made.worker_seconds / made.workers)} on {made.workers} "
-        + ("worker" if made.workers == 1 else "workers"),
+def _step_rows(made: Forecast) -> list[tuple[str, str]]:
+    if made.steps is None:
+        return [("steps", "follow from the data (supervised token accounting)")]
+    low, high = made.steps
+    each = f"{low:,}" + (f" to {high:,}" if high > low else "")
+    rows = [("steps", f"{each} per point, {made.total_steps:,} in all")]
+    if made.expected_steps and made.total_steps and made.expected_steps < made.total_steps:
+        share = made.expected_steps / made.total_steps
+        rows.append(("", f"{made.expected_steps:,} of them expected: runs end early ({share:.0%})"))
+    return rows
+
+
+def _time_rows(made: Forecast) -> list[tuple[str, str]]:
+    if made.pace is None or made.wall is None:
+        hint = "give --probe or --seconds-per-point, or launch a small --res first"
+        return [("time", f"unknown; {hint}")]
+    wall, kind = made.wall, made.terms.worker_kind
+    hours = f"{wall.worker_seconds / 3600:,.3g} {kind}-hours"
+    error = ""
+    if made.interval is not None:
+        low, high = (duration(bound) for bound in made.interval)
+        error = f", 95 % interval {low} to {high}"
+    place = f"{_count(wall.workers, 'worker')}, {_count(wall.shards, 'shard')}"
+    rows = [
+        ("worker time", f"{duration(wall.worker_seconds)} of one worker = {hours}{error}"),
+        ("from", _origin(made.pace)),
+        ("wall time", f"about {duration(wall.wall_seconds)} on {place}"),
     ]
     if made.cost is not None:
-        lines.append(f"  cost: about {made.cost:,.2f} USD")
-    return lines
+        rows.append(("cost", f"about {made.cost:,.2f} USD"))
+    return rows
+
+
+def _origin(pace: Pace) -> str:
+    parts = [pace.source]
+    if pace.points:
+        parts.append(_count(pace.points, "point"))
+    if pace.per_point:
+        parts.append(f"{pace.per_point:.3g} s a point")
+    if pace.per_step:
+        whose = f" in a chunk of {pace.lanes}" if pace.lanes > 1 else ""
+        parts.append(f"{pace.per_step:.3g} s a step{whose}")
+    if pace.between:
+        parts.append(f"{pace.between:.2g} s between points")
+    if pace.start_seconds:
+        parts.append(f"{pace.start_seconds:.2g} s to start")
+    return ", ".join(parts)
+
+
+def _resource_rows(made: Forecast) -> list[tuple[str, str]]:
+    if made.memory is None:
+        memory = "unknown; give --checkpoint, or --depth of the nanochat model"
+    else:
+        parts = sorted(made.memory.items(), key=lambda part: -part[1])
+        largest = ", ".join(
+            f"{name} {_bytes(size)}" for name, size in parts if name != "total" and size
+        )
+        memory = f"about {_bytes(made.memory['total'])} a worker ({largest})"
+    calls, requests = made.api_calls, made.store_requests
+    watched = "" if calls["watch"] is None else f", {calls['watch']:,} to watch"
+    rows = [
+        ("memory", memory),
+        ("pods", f"{made.shards:,} on a cluster, one a shard"),
+        (
+            "API calls",
+            f"{calls['launch']:,} to launch{watched}, {calls['controllers']:,} by the cluster",
+        ),
+        ("W&B calls", "none per point; a tracked sweep is one run with one summary"),
+        ("store", f"{requests['writes']:,} writes, {requests['reads']:,} reads"),
+    ]
+    if made.storage is not None:
+        sizes = ", ".join(
+            f"{name} {_bytes(size)}" for name, size in made.storage.items() if name != "total"
+        )
+        rows.append(("storage", f"about {_bytes(made.storage['total'])} ({sizes})"))
+    return rows
+
+
+def _wall_table(made: Forecast) -> list[str]:
+    if len(made.walls) < 2:
+        return []
+    head = f"  {'workers':>9}{'shards':>9}{'rounds':>8}{'wall time':>15}{'starting':>10}{'busy':>7}"
+    rows = [
+        f"  {wall.workers:>9,}{wall.shards:>9,}{wall.rounds:>8,}{duration(wall.wall_seconds):>15}"
+        f"{wall.start_share:>10.0%}{wall.busy_share:>7.0%}"
+        for wall in made.walls
+    ]
+    return [head, *rows]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _bytes(size: float) -> str:
+    """A size in decimal units: "512 B", "3.2 MB", "58 GB"."""
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = min(len(units) - 1, max(0, int(math.log10(max(size, 1)) // 3)))
+    return f"{size / 1000**power:.3g} {units[power]}"

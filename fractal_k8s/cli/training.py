@@ -40,6 +40,13 @@ def training_options(function: F) -> F:
             help="Points per shard. Default: the missing ones spread over the workers.",
         ),
         click.option(
+            "--price",
+            "price_per_hour",
+            type=click.FloatRange(min=0),
+            metavar="USD",
+            help="Price of a worker per hour, for the ledger.",
+        ),
+        click.option(
             "--backend",
             type=click.Choice(["local", "inline"]),
             default="local",
@@ -61,6 +68,7 @@ def train_and_report(
     workers: int | None,
     gpus: str | None,
     points_per_shard: int | None,
+    price_per_hour: float | None,
     backend: str,
 ) -> None:
     """Trains what is missing of a sweep, writes its summary and prints where it is."""
@@ -83,6 +91,7 @@ def train_and_report(
         )
         _print_result(_summarise(launch), as_json)
         return
+    launch = controller.foretell(launch, store, price_per_hour)
     stop = _Stop()
     with stop.on_signals():
         status = controller.train(launch, place, make_display(console), started=stop.watch)

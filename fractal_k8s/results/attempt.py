@@ -17,7 +17,13 @@ class Attempt:
     """Collects outcomes and writes all of them at each flush."""
 
     def __init__(
-        self, folder: SweepStore, sweep: Sweep, shard: str, environment: Environment
+        self,
+        folder: SweepStore,
+        sweep: Sweep,
+        shard: str,
+        environment: Environment,
+        *,
+        start_seconds: float | None = None,
     ) -> None:
         now = datetime.now(UTC)
         self.name = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
@@ -25,6 +31,8 @@ class Attempt:
         self.sweep = sweep
         self.shard = shard
         self.environment = environment
+        # from the start of the worker until it could train; the log's first line tells it
+        self.start_seconds = start_seconds
         # (outcome, when it was known, its log line); one append, so that a signal cannot split it
         self._entries: list[tuple[Outcome, datetime, str]] = []
         self._flushed = 0
@@ -35,7 +43,9 @@ class Attempt:
     def add(self, outcome: Outcome, line: dict[str, Any]) -> None:
         """Takes one outcome and its log line (plain data; time, shard and attempt are added)."""
         now = datetime.now(UTC)
-        stamp = {"time": now.isoformat(timespec="milliseconds")}
+        stamp: dict[str, Any] = {"time": now.isoformat(timespec="milliseconds")}
+        if not self._entries and self.start_seconds is not None:
+            stamp["start_seconds"] = round(self.start_seconds, 3)
         text = json.dumps({**stamp, "shard": self.shard, "attempt": self.name, **_jsonable(line)})
         self._entries.append((outcome, now, text))
 

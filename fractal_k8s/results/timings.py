@@ -1,50 +1,114 @@
-"""How long training took before: what a forecast takes from finished sweeps of the same store."""
+"""How long training took before: what a forecast takes from the sweeps of the same store."""
 
 from __future__ import annotations
 
+import json
 import platform
-from dataclasses import dataclass
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fractal_k8s.errors import FractalError
-from fractal_k8s.results.store import Store
+from fractal_k8s.results.files import Entry
+from fractal_k8s.results.outcome import State
+from fractal_k8s.results.store import Store, SweepStore
+from fractal_k8s.sweep.deal import representatives
 from fractal_k8s.sweep.definition import Sweep
+from fractal_k8s.sweep.pace import Measured, Pace, fit, lanes_of
+from fractal_k8s.sweep.plan import planned_steps
 from fractal_k8s.sweep.training import GPTTraining, Training
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one step of one point on one worker, and the sweep that was timed."""
+def stored_pace(store: Store, sweep: Sweep) -> Pace | None:
+    """The timing model of what this store holds of the same step, or None.
 
-    seconds: float
-    source: str
-
-
-def seconds_per_step(store: Store, sweep: Sweep) -> Timing | None:
-    """The timing of the largest sweep of the same step on this machine, or None.
-
-    A step is the same when model, weights and everything that decides its work are the same;
-    rates, schedule and the number of steps do not matter.
+    A step is the same when model, weights and everything that decides its work are the same; rates,
+    schedule and the number of steps do not matter. Attempts on this machine count before attempts
+    elsewhere, of which only those of the largest sweep are taken.
     """
-    best: tuple[int, Timing] | None = None
+    found: dict[str, list[tuple[bool, Measured]]] = {}
     for sweep_id in store.sweep_ids():
         try:
             folder, plan = store.plan(sweep_id)
-            timing = (folder.read_summary() or {}).get("timing")
+            if _work(plan.sweep) == _work(sweep):
+                found[sweep_id] = read_attempts(folder, plan.sweep, folder.outcome_entries())
         except FractalError:  # a damaged neighbour must not stop a forecast
             continue
-        if timing is None or _work(plan.sweep) != _work(sweep):
+    here = {name: [timed for own, timed in rows if own] for name, rows in found.items()}
+    here = {name: rows for name, rows in here.items() if rows}
+    if here:
+        # the program size decides what a step costs: attempts of one size only
+        largest = max(here.values(), key=_num_points)
+        lanes = largest[0].lanes
+        names = [name for name, rows in here.items() if rows[0].lanes == lanes]
+        attempts = [timed for name in names for timed in here[name] if timed.lanes == lanes]
+        return fit(attempts, ", ".join(sorted(names)))
+    elsewhere = {name: [timed for _, timed in rows] for name, rows in found.items() if rows}
+    if not elsewhere:
+        return None
+    name = max(elsewhere, key=lambda name: _num_points(elsewhere[name]))
+    return fit(elsewhere[name], f"{name}, on another machine")
+
+
+def _num_points(attempts: list[Measured]) -> int:
+    return sum(len(attempt.made) for attempt in attempts)
+
+
+def read_attempts(
+    folder: SweepStore, sweep: Sweep, entries: Iterable[Entry]
+) -> list[tuple[bool, Measured]]:
+    """Attempts at a sweep's points, and whether each was made on this machine.
+
+    Args:
+        entries: their outcome objects; what cannot be read, or holds no result, is left out.
+    """
+    distinct = representatives(sweep) == np.arange(sweep.num_points)
+    planned = planned_steps(sweep)
+    attempts = []
+    for entry in entries:
+        table = folder.read_outcomes(sweep, [entry]).table
+        table = table.filter(pc.field("state") != State.FAILED.value)
+        index = _indexes(sweep, table)
+        table, index = table.filter(pa.array(distinct[index])), index[distinct[index]]
+        if not len(index):
             continue
-        if platform.node() not in timing["nodes"] or not timing["steps"]:
-            continue
-        if best is None or timing["steps"] > best[0]:
-            best = (timing["steps"], Timing(timing["seconds"] / timing["steps"], sweep_id))
-    return best[1] if best else None
+        measured = Measured(
+            sweep,
+            index,
+            planned[index],
+            table.column("steps").to_numpy().astype(np.int64),
+            table.column("seconds").to_numpy().astype(np.float64),
+            lanes_of(str(table.column("numerics_class")[0].as_py())),
+            _start_seconds(folder, entry),
+            float(np.ptp(table.column("time").to_numpy().astype(np.int64))) / 1000,
+        )
+        attempts.append((table.column("node")[0].as_py() == platform.node(), measured))
+    return attempts
+
+
+def _indexes(sweep: Sweep, table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    i, j = (table.column(name).to_numpy().astype(np.int64) for name in ("i", "j"))
+    index: np.ndarray[tuple[int], np.dtype[np.int64]] = i * sweep.columns + j
+    return index
+
+
+def _start_seconds(folder: SweepStore, entry: Entry) -> float | None:
+    """How long the attempt took to start, from the first line of its log; None if not recorded."""
+    name = entry.key.rpartition("/")[2].removesuffix(".parquet")
+    data = folder.files.get(folder.key("logs", f"{name}.jsonl")) or b""
+    try:
+        return float(json.loads(data.partition(b"\n")[0])["start_seconds"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _work(sweep: Sweep) -> tuple[object, ...]:
     """What decides the work of one step."""
     training: Training = sweep.training
     if isinstance(training, GPTTraining):
+        counted = training.num_steps() is None
         return (
             sweep.model,
             sweep.spec.checkpoint,
@@ -53,6 +117,8 @@ def _work(sweep: Sweep) -> tuple[object, ...]:
             training.optimizer,
             training.trainable_param_groups,
             training.dtype,
+            # steps that depend on the data are known for these tokens only
+            (training.tokens, sweep.y_knob.name, sweep.x_knob.name) if counted else None,
         )
     return (
         sweep.model,

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fractal_k8s.checkpoints.nanochat import CheckpointFiles, find_checkpoint, load_weights
+from fractal_k8s.checkpoints.files import CheckpointFiles, find_checkpoint
+from fractal_k8s.checkpoints.nanochat import load_weights
 from fractal_k8s.checkpoints.tokenizer import Tokenizer, load_tokenizer
 from fractal_k8s.data.conversations import Rows, file_digest, read_rows
 from fractal_k8s.errors import CorruptError, UsageError

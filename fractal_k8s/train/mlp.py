@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Final
 
 import numpy as np
 import torch
@@ -18,16 +17,12 @@ from fractal_k8s.data.gaussian import data_hash, minibatches, regression_data
 from fractal_k8s.models.mlp import BatchedMLP, Lanes, initial_weights
 from fractal_k8s.results.outcome import Outcome, State, failure, loss_facts, storable
 from fractal_k8s.sweep.definition import Sweep
+from fractal_k8s.sweep.pace import CHUNKS_PER_GROUP, REPACK_STEPS
 from fractal_k8s.sweep.points import Point
 from fractal_k8s.sweep.training import MLPTraining
 from fractal_k8s.train import Beat, no_beat
 from fractal_k8s.train.determinism import make_deterministic
 from fractal_k8s.train.environment import describe, training_device
-
-# Steps between two looks for nets that are dead.
-_ROUND: Final = 20
-# Batches per group: large enough to pack well after nets have died, small enough to report often.
-_BATCHES_PER_GROUP: Final = 8
 
 
 class MLPTrainer:
@@ -62,7 +57,7 @@ class MLPTrainer:
 
     def train(self, points: Sequence[Point], beat: Beat = no_beat) -> Iterator[Outcome]:
         """Outcomes in the order of the points, a group at a time."""
-        size = self.program.num_lanes * _BATCHES_PER_GROUP
+        size = self.program.num_lanes * CHUNKS_PER_GROUP
         for start in range(0, len(points), size):
             group = points[start : start + size]
             began = time.perf_counter()
@@ -106,8 +101,8 @@ class MLPTrainer:
             (total, count), float("nan"), dtype=program.dtype, device=program.device
         )
         alive = torch.arange(count, device=program.device)
-        for start in range(0, total, _ROUND):
-            stop = min(start + _ROUND, total)
+        for start in range(0, total, REPACK_STEPS):
+            stop = min(start + REPACK_STEPS, total)
             for batch in torch.split(alive, program.num_lanes):
                 spare = batch[:1].expand(program.num_lanes - len(batch))
                 lanes = nets.take(torch.cat([batch, spare]))

@@ -1,0 +1,147 @@
+"""The ledger: what a sweep was forecast to take, and what it took.
+
+Training time is the sum over the stored outcomes, each experiment once. The wall time of a launch
+ends with its last outcome, so a pause between a launch and a resume does not count. Worker time is
+the wall time of each launch times the workers it kept, which is what is paid for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import numpy as np
+
+from fractal_k8s.analysis.subject import Subject
+from fractal_k8s.results.grid import Grid
+from fractal_k8s.sweep.deal import representatives
+
+TITLE: Final = "Ledger"
+_COMPARED: Final = ("training_seconds", "worker_seconds", "wall_seconds", "cost_usd")
+
+
+def analyse(subject: Subject) -> dict[str, Any] | None:
+    """Predicted and actual, and their ratios.
+
+    Keys: actual and predicted, each with training_seconds, worker_seconds, wall_seconds, cost_usd
+    (predicted is None if nothing was known beforehand); ratio (actual / predicted by the same keys,
+    None unless both are known and the map is complete); inside (whether the actual worker_seconds
+    lie in the predicted 95 % interval); launches, price_per_hour, coverage, refused.
+    """
+    if subject.grid is None:
+        return None
+    note: Mapping[str, Any] = subject.notes.get("forecast", {})
+    price = note.get("price_per_hour")
+    predicted = note.get("predicted")
+    launches: Sequence[Mapping[str, Any]] = note.get("launches", ())
+    if predicted is not None:
+        predicted = {**predicted, "cost_usd": _cost(predicted["worker_seconds"], price)}
+    actual = _actual(subject.grid, launches, price)
+    refused = _reason(subject, predicted)
+    interval = predicted["interval"] if predicted and refused is None else None
+    return {
+        "actual": actual,
+        "predicted": predicted,
+        "ratio": None if predicted is None or refused else _ratios(actual, predicted),
+        "inside": None
+        if interval is None
+        else bool(interval[0] <= (actual["worker_seconds"] or 0.0) <= interval[1]),
+        "launches": len(launches),
+        "price_per_hour": price,
+        "coverage": subject.coverage,
+        "refused": refused,
+    }
+
+
+def _reason(subject: Subject, predicted: Mapping[str, Any] | None) -> str | None:
+    """Why predicted and actual are not compared, or None if they are."""
+    if predicted is None:
+        return "there was no forecast when it was launched"
+    if subject.coverage < 1:
+        return f"only {subject.coverage:.1%} of the points are trained"
+    return None
+
+
+def _actual(
+    grid: Grid,
+    launches: Sequence[Mapping[str, Any]],
+    price: float | None,
+) -> dict[str, Any]:
+    distinct = representatives(grid.sweep) == np.arange(grid.sweep.num_points)
+    trained = distinct & grid.known.ravel()
+    walls = _wall_seconds(grid, launches)
+    kept = [min(launch["workers"], launch["shards"]) for launch in launches]
+    held = float(np.dot(walls, kept)) if launches and len(walls) else None
+    return {
+        "experiments": int(trained.sum()),
+        "steps": int(grid.steps.ravel()[trained].sum()),
+        "training_seconds": float(grid.seconds.ravel()[trained].sum()),
+        "worker_seconds": held,
+        "wall_seconds": float(np.sum(walls)) if len(walls) else None,
+        "cost_usd": _cost(held, price),
+    }
+
+
+def _wall_seconds(grid: Grid, launches: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Of each launch the seconds from its begin to its last outcome; empty without outcomes.
+
+    Of a sweep whose launches were not recorded: from the first point's begin to the last outcome.
+    """
+    times = grid.table.column("time").to_numpy().astype("datetime64[ms]").astype(np.int64) / 1000
+    if not len(times):
+        return []
+    if not launches:
+        begins = times - grid.table.column("seconds").to_numpy()
+        return [float(times.max() - begins.min())]
+    begins = np.array([datetime.fromisoformat(launch["began"]).timestamp() for launch in launches])
+    owner = np.searchsorted(begins, times, side="right") - 1
+    return [
+        float(times[owner == number].max(initial=begin) - begin)
+        for number, begin in enumerate(begins)
+    ]
+
+
+def _cost(seconds: float | None, price: float | None) -> float | None:
+    return None if price is None or seconds is None else seconds / 3600 * price
+
+
+def _ratios(actual: Mapping[str, Any], predicted: Mapping[str, Any]) -> dict[str, float | None]:
+    return {
+        key: actual[key] / predicted[key] if actual[key] is not None and predicted[key] else None
+        for key in _COMPARED
+    }
+
+
+def lines(result: dict[str, Any]) -> list[tuple[str, str]]:
+    actual, predicted, ratio = result["actual"], result["predicted"], result["ratio"]
+    rows = []
+    for key, label in (
+        ("training_seconds", "training time"),
+        ("worker_seconds", "worker time"),
+        ("wall_seconds", "wall time"),
+        ("cost_usd", "cost"),
+    ):
+        if actual[key] is None:
+            continue
+        text = f"actual {_amount(key, actual[key])}"
+        if predicted is not None:
+            text += f", predicted {_amount(key, predicted[key])}"
+        if ratio is not None and ratio[key] is not None:
+            text += f", ratio {ratio[key]:.2f}"
+        rows.append((label, text))
+    if predicted is not None:
+        rows.append(("forecast from", predicted["source"]))
+    if result["inside"] is not None:
+        low, high = (_amount("worker_seconds", bound) for bound in predicted["interval"])
+        where = "inside" if result["inside"] else "outside"
+        rows.append(("95 % interval", f"{low} to {high}, actual {where}"))
+    if result["refused"]:
+        rows.append(("not compared", result["refused"]))
+    return rows
+
+
+def _amount(key: str, value: float) -> str:
+    if key == "cost_usd":
+        return f"{value:,.2f} USD"
+    return f"{value:,.1f} s" if value < 3600 else f"{value / 3600:,.2f} h"
