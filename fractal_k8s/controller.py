@@ -20,7 +20,7 @@ from fractal_k8s.backends.local import LocalBackend
 from fractal_k8s.errors import IncompleteError, RetryError, StoreError, UsageError
 from fractal_k8s.results.files import LocalFiles
 from fractal_k8s.results.grid import Grid
-from fractal_k8s.results.ledger import predict, record_launch
+from fractal_k8s.results.ledger import NOTE, predict, record_launch
 from fractal_k8s.results.lock import SweepLock
 from fractal_k8s.results.store import Plan, Store, SweepStore
 from fractal_k8s.results.timings import read_attempts
@@ -110,7 +110,9 @@ def prepare(
 
 
 def foretell(launch: Launch, store: Store, price_per_hour: float | None) -> Launch:
-    """The launch with what it will probably take, for the ledger. Only time is forecast."""
+    """The launch with what it will probably take, unless the ledger has a forecast already."""
+    if NOTE in launch.folder.notes():
+        return replace(launch, price_per_hour=price_per_hour)
     terms = Terms(workers=launch.workers, points_per_shard=launch.points_per_shard)
     prediction = predict(launch.sweep, store, terms)
     return replace(launch, prediction=prediction, price_per_hour=price_per_hour)
@@ -226,14 +228,12 @@ def probe(sweep: Sweep, store: Store | None, points: int) -> Pace:
             inherited = () if lock.handle is None else (lock.handle,)
             measured = _time_points(folder, sweep, points, inherited)
             if measured and measured.lanes > 1:
-                known = len(read_grid(folder, Plan(sweep, Deal())).point_indexes())
-                again = _time_points(folder, sweep, known + measured.lanes, inherited)
-                measured = again or measured
+                measured = _time_points(folder, sweep, measured.lanes, inherited) or measured
     pace = fit([measured], "a probe of this machine") if measured else None
     if pace is None:
         raise UsageError(
-            f"{sweep.id}: the points to probe are stored already; plan without --probe uses their "
-            "times"
+            f"{sweep.id}: every point is stored already, none is left to probe; plan without "
+            "--probe uses their times"
         )
     return pace
 
@@ -241,14 +241,16 @@ def probe(sweep: Sweep, store: Store | None, points: int) -> Pace:
 def _time_points(
     folder: SweepStore, sweep: Sweep, points: int, inherited: tuple[int, ...]
 ) -> Measured | None:
-    """Trains the missing ones of the sweep's first `points` probe points; None if there is none.
+    """Trains the first `points` of the probe points that are missing; None if none is.
 
     What the child process did besides training counts as start-up.
     """
-    dealt = Dealt(sweep, Deal())
-    chosen = np.isin(dealt.order, probe_points(sweep)[:points])
-    only = format_intervals(np.flatnonzero(chosen))
-    deal = Deal(points_per_shard=int(chosen.sum()), only=only)
+    order, missing = probe_points(sweep), ~read_grid(folder, Plan(sweep, Deal())).known.ravel()
+    chosen = order[missing[order]][:points]
+    if not len(chosen):
+        return None
+    positions = np.flatnonzero(np.isin(Dealt(sweep, Deal()).order, chosen))
+    deal = Deal(points_per_shard=len(chosen), only=format_intervals(positions))
     before = {entry.key for entry in folder.outcome_entries()}
     began = time.monotonic()
     run = LocalBackend(workers=1).submit(
@@ -259,10 +261,7 @@ def _time_points(
     if status.failed:
         raise RetryError(f"{sweep.id}: the probe could not train: {status.failed[0]}")
     entries = [entry for entry in folder.outcome_entries() if entry.key not in before]
-    attempts = [timed for _, timed in read_attempts(folder, sweep, entries)]
-    if not attempts:
-        return None
-    timed = attempts[0]
+    _, timed = read_attempts(folder, sweep, entries)[0]
     training = max(timed.span_seconds, float(timed.seconds.sum()))
     return replace(timed, start_seconds=max(0.0, seconds - training))
 

@@ -46,9 +46,12 @@ def command(sweep_id: str, watch: bool, store_uri: str, as_json: bool) -> None:
 
 def _facts(folder: SweepStore, plan: Plan) -> dict[str, Any]:
     from fractal_k8s.aggregate import read_grid
+    from fractal_k8s.analysis.registry import run_analyses
+    from fractal_k8s.analysis.subject import Subject
     from fractal_k8s.results.lock import is_locked
 
     grid = read_grid(folder, plan, allow_mixed=True)
+    ledger = run_analyses(Subject.of(grid, folder.notes()), only=("ledger",))["ledger"]
     rate = _rate(grid)
     missing = int((~grid.known).sum())
     running = is_locked(folder)
@@ -63,6 +66,7 @@ def _facts(folder: SweepStore, plan: Plan) -> dict[str, Any]:
         "seconds_left": missing / rate if rate and missing and running is not False else None,
         "numerics_classes": grid.classes,
         "problems": grid.problems,
+        "ledger": ledger,
     }
 
 

@@ -36,6 +36,7 @@ def render_page(grid: Grid, summary: dict[str, Any]) -> str:
         notices=_notices(grid, summary),
         counts=_table(_count_rows(summary)),
         edge=_table(_edge_rows(summary)),
+        ledger=_table(load("ledger").lines(summary["analyses"]["ledger"])),
         settings=_table(_setting_rows(grid)),
         provenance=_table(_provenance_rows(grid)),
         definition=html.escape(json.dumps(grid.sweep.to_dict(), indent=2)),

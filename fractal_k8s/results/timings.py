@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 from collections.abc import Iterable
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +22,9 @@ from fractal_k8s.sweep.pace import Measured, Pace, fit, lanes_of
 from fractal_k8s.sweep.plan import planned_steps
 from fractal_k8s.sweep.training import GPTTraining, Training
 
+# A forecast reads the most recent sweeps until it has seen this many points.
+_ENOUGH_POINTS: Final = 50_000
+
 
 def stored_pace(store: Store, sweep: Sweep) -> Pace | None:
     """The timing model of what this store holds of the same step, or None.
@@ -29,13 +34,13 @@ def stored_pace(store: Store, sweep: Sweep) -> Pace | None:
     elsewhere, of which only those of the largest sweep are taken.
     """
     found: dict[str, list[tuple[bool, Measured]]] = {}
-    for sweep_id in store.sweep_ids():
-        try:
-            folder, plan = store.plan(sweep_id)
-            if _work(plan.sweep) == _work(sweep):
-                found[sweep_id] = read_attempts(folder, plan.sweep, folder.outcome_entries())
-        except FractalError:  # a damaged neighbour must not stop a forecast
-            continue
+    points = 0
+    for folder, timed_sweep, entries in _candidates(store, sweep):
+        if points >= _ENOUGH_POINTS:
+            break
+        with contextlib.suppress(FractalError):  # a damaged neighbour must not stop a forecast
+            found[folder.sweep_id] = read_attempts(folder, timed_sweep, entries)
+            points += _num_points([timed for _, timed in found[folder.sweep_id]])
     here = {name: [timed for own, timed in rows if own] for name, rows in found.items()}
     here = {name: rows for name, rows in here.items() if rows}
     if here:
@@ -50,6 +55,17 @@ def stored_pace(store: Store, sweep: Sweep) -> Pace | None:
         return None
     name = max(elsewhere, key=lambda name: _num_points(elsewhere[name]))
     return fit(elsewhere[name], f"{name}, on another machine")
+
+
+def _candidates(store: Store, sweep: Sweep) -> list[tuple[SweepStore, Sweep, list[Entry]]]:
+    """Sweeps of the same step with their outcome objects, the most recent first."""
+    found = []
+    for sweep_id in store.sweep_ids():
+        with contextlib.suppress(FractalError):
+            folder, plan = store.plan(sweep_id)
+            if _work(plan.sweep) == _work(sweep) and (entries := folder.outcome_entries()):
+                found.append((folder, plan.sweep, entries))
+    return sorted(found, key=lambda one: -max(entry.modified_ns for entry in one[2]))
 
 
 def _num_points(attempts: list[Measured]) -> int:

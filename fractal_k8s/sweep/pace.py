@@ -4,9 +4,10 @@ A worker needs `start_seconds` before its first point, and for a block of points
 
     seconds = (between + per_point) * points + per_step * steps
 
-where `between` goes into log lines and writes, not into training, and the steps are those that are really made: a run that diverges ends early. A trainer that
-trains many points as one program works off whole chunks, so there a step of an unfilled chunk costs
-as much as one of a full chunk; `chunk_steps` counts them as the trainer does.
+where `between` goes into log lines and writes, not into training, and the steps are those that are
+really made: a run that diverges ends early. A trainer that trains many points as one program works
+off whole chunks, so there a step of an unfilled chunk costs as much as one of a full chunk;
+`chunk_steps` counts them as the trainer does.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ CHUNKS_PER_GROUP: Final = 8
 _LANES: Final = re.compile(r"\bbatched-(\d+)-")
 # Relative residuals beyond this many robust deviations lose weight (Huber 1964).
 _HUBER: Final = 2.5
-# What a 95 % interval never falls below: machines drift by a few per cent between two runs.
-_DRIFT: Final = 0.03
+# How far two runs on one machine lie apart unless attempts tell better, as a relative deviation,
+# and how many attempts that guess is worth.
+_DRIFT: Final = 0.1
+_DRIFT_WEIGHT: Final = 4
 # Sampled points that a forecast compares each point with.
 _MOST_SAMPLES: Final = 1024
 _GOLDEN_RATIO: Final = (math.sqrt(5) - 1) / 2
@@ -178,7 +181,8 @@ def fit(attempts: Sequence[Measured], source: str) -> Pace | None:
     Relative least squares with Huber weights and no negative coefficient, over points, or over the
     groups of a batched trainer. The first point of an attempt warms up caches and allocators: what
     it took longer than the others counts as start-up. The standard error has three parts: scatter
-    of the points, scatter between attempts, and the sample of runs that ended early.
+    of the points, scatter between attempts, and the sample of runs that ended early. Few attempts
+    say little about the second, which is then drawn towards a tenth.
     """
     attempts = [attempt for attempt in attempts if len(attempt.made) and attempt.seconds.sum() > 0]
     if not attempts:
@@ -209,7 +213,7 @@ def fit(attempts: Sequence[Measured], source: str) -> Pace | None:
         start_seconds=float(np.median(starts)) if starts else 0.0,
         between=_between_points(attempts, units),
         lanes=attempts[0].lanes,
-        error=math.sqrt(sum(part**2 for part in errors) + (_DRIFT / 1.96) ** 2),
+        error=math.sqrt(sum(part**2 for part in errors)),
         points=sum(len(attempt.made) for attempt in attempts),
         sample=sample,
     )
@@ -270,11 +274,11 @@ def _non_negative(units: Floats, weights: Floats) -> Floats:
 
 
 def _between_attempts(units: Sequence[Floats], modelled_sums: Sequence[float]) -> float:
-    """Relative deviation of whole attempts from the model; 0 for a single one."""
-    if len(units) < 2:
-        return 0.0
+    """Relative deviation of whole attempts from the model, drawn towards what machines do."""
     ratios = [unit[:, 2].sum() / total for unit, total in zip(units, modelled_sums, strict=True)]
-    return float(np.std(ratios, ddof=1))
+    squares = float(((np.array(ratios) - np.mean(ratios)) ** 2).sum())
+    degrees = len(ratios) - 1 + _DRIFT_WEIGHT
+    return math.sqrt((squares + _DRIFT_WEIGHT * _DRIFT**2) / degrees)
 
 
 def _sample(attempts: Sequence[Measured]) -> Sample:
