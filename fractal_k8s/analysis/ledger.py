@@ -2,7 +2,8 @@
 
 Training time is the sum over the stored outcomes, each experiment once. The wall time of a launch
 ends with its last outcome, so a pause between a launch and a resume does not count. Worker time is
-the wall time of each launch times the workers it kept, which is what is paid for.
+the wall time of each launch times the workers it kept, which is what is paid for; it is not known
+of points that were trained without a launch.
 """
 
 from __future__ import annotations
@@ -72,29 +73,23 @@ def _actual(
     trained = distinct & grid.known.ravel()
     walls = _wall_seconds(grid, launches)
     kept = [min(launch["workers"], launch["shards"]) for launch in launches]
-    held = float(np.dot(walls, kept)) if launches and len(walls) else None
+    held = float(np.dot(walls, kept)) if walls else None
     return {
         "experiments": int(trained.sum()),
         "steps": int(grid.steps.ravel()[trained].sum()),
         "training_seconds": float(grid.seconds.ravel()[trained].sum()),
         "worker_seconds": held,
-        "wall_seconds": float(np.sum(walls)) if len(walls) else None,
+        "wall_seconds": float(np.sum(walls)) if walls else None,
         "cost_usd": _cost(held, price),
     }
 
 
 def _wall_seconds(grid: Grid, launches: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Of each launch the seconds from its begin to its last outcome; empty without outcomes.
-
-    Of a sweep whose launches were not recorded: from the first point's begin to the last outcome.
-    """
+    """Of each launch the seconds from its begin to its last outcome; empty without outcomes."""
     times = grid.table.column("time").to_numpy().astype("datetime64[ms]").astype(np.int64) / 1000
     if not len(times):
         return []
-    if not launches:
-        begins = times - grid.table.column("seconds").to_numpy()
-        return [float(times.max() - begins.min())]
-    begins = np.array([datetime.fromisoformat(launch["began"]).timestamp() for launch in launches])
+    begins = [datetime.fromisoformat(launch["began"]).timestamp() for launch in launches]
     owner = np.searchsorted(begins, times, side="right") - 1
     return [
         float(times[owner == number].max(initial=begin) - begin)
