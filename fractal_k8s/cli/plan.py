@@ -309,9 +309,11 @@ def _resource_rows(made: Forecast) -> list[tuple[str, str]]:
 def _wall_table(made: Forecast) -> list[str]:
     if len(made.walls) < 2:
         return []
-    head = f"  {'workers':>9}{'shards':>9}{'rounds':>8}{'wall time':>15}{'starting':>10}{'busy':>7}"
+    head = (
+        f"  {'workers':>9}{'shards':>11}{'rounds':>11}{'wall time':>15}{'starting':>10}{'busy':>7}"
+    )
     rows = [
-        f"  {wall.workers:>9,}{wall.shards:>9,}{wall.rounds:>8,}{duration(wall.wall_seconds):>15}"
+        f"  {wall.workers:>9,}{wall.shards:>11,}{wall.rounds:>11,}{duration(wall.wall_seconds):>15}"
         f"{wall.start_share:>10.0%}{wall.busy_share:>7.0%}"
         for wall in made.walls
     ]
