@@ -210,7 +210,7 @@ def test_a_run_that_can_only_yield_nan_ends_early_and_is_diverged() -> None:
 def test_dropping_dead_nets_changes_no_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = with_training(nonlinearity="relu", steps=90)
     packed = train(sweep)
-    monkeypatch.setattr("fractal_k8s.train.mlp._ROUND", 10_000)
+    monkeypatch.setattr("fractal_k8s.train.mlp.REPACK_STEPS", 10_000)
     unpacked = train(sweep)
     assert any(outcome.state is State.DIVERGED for outcome in packed.values())
     assert all(same(packed[index], unpacked[index]) for index in packed)
