@@ -6,8 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from fractal_k8s.analysis.distance import signed_distance
 from fractal_k8s.analysis.summary import summarise
 from fractal_k8s.results import schema
 from fractal_k8s.results.grid import STATE_NAMES, TRAINABLE, Grid, build_grid
@@ -55,7 +58,7 @@ def aggregate(folder: SweepStore, plan: Plan, *, allow_mixed: bool = False) -> A
 
 
 def grid_table(grid: Grid) -> pa.Table:
-    """One row per stored point: the outcome without its series, and the verdict."""
+    """One row per stored point: the outcome without its series, the verdict, cells to the edge."""
     index = grid.point_indexes()
     states = grid.states.ravel()[index]
     names = pa.array([STATE_NAMES[state] for state in states], pa.string())
@@ -68,6 +71,17 @@ def grid_table(grid: Grid) -> pa.Table:
         for part in table.schema
     ]
     table = table.cast(pa.schema(plain, metadata=table.schema.metadata)).combine_chunks()
-    return table.append_column("verdict", names).append_column(
-        "trainable", pa.array(states == TRAINABLE, pa.bool_())
+    distance = signed_distance(grid.trainable, grid.known)
+    cells = None if distance is None else distance.ravel()[index]
+    return (
+        table.append_column("verdict", names)
+        .append_column("trainable", pa.array(states == TRAINABLE, pa.bool_()))
+        # positive inside, negative outside; null where there is no verdict or no edge
+        .append_column("edge_distance", _nullable(cells, len(index)))
     )
+
+
+def _nullable(values: npt.NDArray[np.float64] | None, count: int) -> pa.Array:
+    if values is None:
+        return pa.nulls(count, pa.float64())
+    return pa.array(values, pa.float64(), from_pandas=True)  # NaN becomes null

@@ -43,6 +43,7 @@ HOMES = {
     "matplotlib": {"report"},
     "plotly": {"report"},
     "PIL": {"report"},
+    "scipy": {"analysis"},
 }
 
 

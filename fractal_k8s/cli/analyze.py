@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from fractal_k8s.cli.common import (
     summary_lines,
 )
 from fractal_k8s.errors import IncompleteError, UsageError
+
+if TYPE_CHECKING:
+    from fractal_k8s.analysis.subject import Subject
 
 # the keys of analysis.box_dimension.METHODS, which a test compares
 _METHODS = ("windows", "published", "aligned")
@@ -53,6 +56,24 @@ _METHODS = ("windows", "published", "aligned")
     metavar="verdict.KEY=VALUE",
     help="Judge by another rule, such as verdict.threshold=0.9. Needs no training.",
 )
+@click.option(
+    "--against",
+    metavar="OTHER",
+    help="Compare with another sweep over the same points (or, with --mask, another picture).",
+)
+@click.option(
+    "--figure",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --against: draw both maps and their difference, .png or .pdf.",
+)
+@click.option(
+    "--csv",
+    "csv_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the products of every column and row (critical, safe and best rates) as a table.",
+)
 @click.option("--partial", is_flag=True, help="Accept a map with missing or failed points.")
 @mixed_option
 @store_option
@@ -63,6 +84,9 @@ def command(
     method: str,
     only: tuple[str, ...],
     settings: tuple[str, ...],
+    against: str | None,
+    figure: Path | None,
+    csv_file: Path | None,
     partial: bool,
     allow_mixed: bool,
     store_uri: str,
@@ -76,54 +100,128 @@ def command(
     """
     if (sweep_id is None) == (mask is None):
         raise click.UsageError("give the ID of a sweep or --mask FILE, one of the two")
-    if mask is not None:
-        if settings:
-            raise click.UsageError("--set needs a sweep: a mask has its verdicts already")
-        summary = _of_mask(mask, method, only)
-    else:
-        assert sweep_id is not None  # one of the two was given
-        summary = _of_sweep(sweep_id, store_uri, method, only, settings, allow_mixed)
+    if mask is not None and settings:
+        raise click.UsageError("--set needs a sweep: a mask has its verdicts already")
+    _check_files(mask, against, figure, csv_file, only)
+    reader = _Reader(store_uri, settings, allow_mixed)
+    subject = reader.mask(mask) if mask is not None else reader.sweep(str(sweep_id))
+    other = None
+    if against is not None:
+        other = reader.mask(Path(against)) if mask is not None else reader.sweep(against)
+    summary = _summary(subject, mask, method, only, other)
     if as_json:
         echo_json(summary)
     else:
         click.echo(str(summary.get("sweep", mask)))
         click.echo("\n".join([*summary_lines(summary), *analysis_lines(summary)]))
-    if summary["coverage"] < 1 and not partial:
+        if other is not None:
+            click.echo("\n".join(_against_lines(summary["against"], against)))
+    _write_files(subject, other, summary, figure, csv_file, (sweep_id or str(mask), str(against)))
+    coverage = min(summary["coverage"], 1.0 if other is None else other.coverage)
+    if coverage < 1 and not partial:
         train = "" if mask is not None else "train the rest with fractal-k8s resume, or "
         raise IncompleteError(
-            f"only {summary['coverage']:.1%} of the points have a verdict, and the numbers above "
+            f"only {coverage:.1%} of the points have a verdict, and the numbers above "
             f"are of those; {train}accept them with --partial"
         )
 
 
-def _of_mask(path: Path, method: str, only: tuple[str, ...]) -> dict[str, Any]:
-    from fractal_k8s.analysis.summary import summarise_mask
-    from fractal_k8s.report.picture import read_mask
-
-    labels, known = read_mask(path)
-    return {"mask": str(path), **summarise_mask(labels, known, method=method, only=only)}
-
-
-def _of_sweep(
-    sweep_id: str,
-    store_uri: str,
-    method: str,
+def _check_files(
+    mask: Path | None,
+    against: str | None,
+    figure: Path | None,
+    csv_file: Path | None,
     only: tuple[str, ...],
-    settings: tuple[str, ...],
-    allow_mixed: bool,
-) -> dict[str, Any]:
-    from fractal_k8s.aggregate import read_grid
-    from fractal_k8s.analysis.summary import summarise
-    from fractal_k8s.sweep.load import resolve
+) -> None:
+    """Refuses what could not be written, before anything is read."""
+    if figure is not None:
+        from fractal_k8s.report.comparison import check_figure
 
-    folder, plan = open_store(store_uri).plan(sweep_id)
-    if foreign := [text for text in settings if not text.startswith("verdict.")]:
-        raise UsageError(
-            f"{foreign[0]!r} would need new training; analyze can only change verdict.* keys"
-        )
-    raw = plan.sweep.to_dict()
-    if any(text.startswith("verdict.rule") for text in settings):
-        raw["verdict"] = {}  # another rule starts from its own defaults
-    rule = resolve(raw, settings=settings, source=plan.sweep.id).verdict
-    grid = read_grid(folder, plan, rule=rule, allow_mixed=allow_mixed)
-    return summarise(grid, notes=folder.notes(), method=method, only=only)
+        if against is None:
+            raise click.UsageError("--figure draws a comparison: it needs --against OTHER")
+        check_figure(figure)
+    if csv_file is None:
+        return
+    if mask is not None:
+        raise click.UsageError("--csv needs a sweep: a mask has no axes and no rates")
+    if only and "critical" not in only:
+        raise click.UsageError("--csv is made of the critical rates: add --only critical")
+    if not csv_file.parent.is_dir():
+        raise UsageError(f"{csv_file}: no folder {csv_file.parent}; create it first")
+
+
+def _write_files(
+    subject: Subject,
+    other: Subject | None,
+    summary: dict[str, Any],
+    figure: Path | None,
+    csv_file: Path | None,
+    names: tuple[str, str],
+) -> None:
+    if figure is not None and other is not None:
+        from fractal_k8s.report.comparison import write_comparison
+
+        write_comparison(figure, subject, other, names)
+    if csv_file is not None:
+        from fractal_k8s.analysis.products import product_table
+
+        csv_file.write_text(product_table(summary["analyses"]))
+
+
+class _Reader:
+    """Reads maps by one set of options."""
+
+    def __init__(self, store_uri: str, settings: tuple[str, ...], allow_mixed: bool) -> None:
+        self.store_uri = store_uri
+        self.settings = settings
+        self.allow_mixed = allow_mixed
+
+    def mask(self, path: Path) -> Subject:
+        from fractal_k8s.analysis.subject import Subject
+        from fractal_k8s.report.picture import read_mask
+
+        labels, known = read_mask(path)
+        return Subject(labels & known, known)
+
+    def sweep(self, sweep_id: str) -> Subject:
+        from fractal_k8s.aggregate import read_grid
+        from fractal_k8s.analysis.subject import Subject
+        from fractal_k8s.sweep.load import resolve
+
+        folder, plan = open_store(self.store_uri).plan(sweep_id)
+        if foreign := [text for text in self.settings if not text.startswith("verdict.")]:
+            raise UsageError(
+                f"{foreign[0]!r} would need new training; analyze can only change verdict.* keys"
+            )
+        raw = plan.sweep.to_dict()
+        if any(text.startswith("verdict.rule") for text in self.settings):
+            raw["verdict"] = {}  # another rule starts from its own defaults
+        rule = resolve(raw, settings=self.settings, source=plan.sweep.id).verdict
+        grid = read_grid(folder, plan, rule=rule, allow_mixed=self.allow_mixed)
+        return Subject.of(grid, folder.notes())
+
+
+def _summary(
+    subject: Subject, mask: Path | None, method: str, only: tuple[str, ...], other: Subject | None
+) -> dict[str, Any]:
+    """All numbers of the map, and under "against" what differs from the other one."""
+    from fractal_k8s.analysis.against import compare
+    from fractal_k8s.analysis.summary import summarise, summarise_mask
+
+    # maps that do not fit together are refused before anything is measured
+    compared = {} if other is None else {"against": compare(subject, other)}
+    if subject.grid is None:
+        numbers = summarise_mask(subject.labels, subject.known, method=method, only=only)
+        return {"mask": str(mask), **numbers, **compared}
+    return {
+        **summarise(subject.grid, notes=subject.notes, method=method, only=only),
+        **compared,
+    }
+
+
+def _against_lines(result: dict[str, Any], name: str | None) -> list[str]:
+    from fractal_k8s.analysis.against import lines
+
+    rows = lines(result)
+    width = max(len(label) for label, _ in rows)
+    return ["", f"Against {name} (B)", *(f"  {label:<{width}}  {text}" for label, text in rows)]
