@@ -26,22 +26,38 @@ SAFE: Final = 0.5
 # probabilities of not being trainable that rates are given for
 RISKS: Final = (0.01, 0.05)
 _MIN_TREND: Final = 5
+# Of the points that "all alike" would misclassify, at most this share may be left wrong: pure noise
+# leaves 0.7 and more.
+_MAX_WRONG: Final = 0.5
+
+# what a refused rate has instead of numbers
+_NOTHING: Final[dict[str, Any]] = {
+    "untrainable_lines": None,
+    "upper": None,
+    "lower": None,
+    "diverging": None,
+    "width_decades": None,
+    "width_resolved": None,
+    "safe": None,
+    "risks": [],
+    "trend": None,
+}
 
 
 def analyse(subject: Subject) -> dict[str, Any] | None:
     """Edges along each axis that is a learning rate; None where there is none.
 
     Keys: coverage, refused, rates: {knob: `_along`'s}. A value is a rate; `censored` counts lines
-    whose edge may lie outside the map.
+    whose edge may lie outside the map. A rate may be refused by itself; it then has no medians, and
+    its table holds what the cuts of single lines are worth.
     """
     if subject.grid is None:
         return None
     rates = {lines.along: _along(lines) for lines in rate_lines(subject.grid)}
     if not rates:
         return None
-    refused = None
-    if not any(rate["upper"]["found"] or rate["lower"]["found"] for rate in rates.values()):
-        refused = "no edge: no line of the map has trainable and other points"
+    reasons = [f"{knob}: {rate['refused']}" for knob, rate in rates.items() if rate["refused"]]
+    refused = "; ".join(reasons) if len(reasons) == len(rates) else None
     return {"coverage": subject.coverage, "refused": refused, "rates": rates}
 
 
@@ -49,14 +65,23 @@ def _along(lines: Lines) -> dict[str, Any]:
     """Everything about the edges along one rate."""
     lower, upper = band(lines.trainable, lines.known)
     diverging = step(lines.states != DIVERGED, lines.known)
-    width = edge_width(lines, lower, upper)
-    return {
+    wrong = _misclassified(lines, lower, upper)
+    refused = _problem(lines, lower, upper, wrong)
+    common = {
+        "refused": refused,
         "side": lines.side,
         "across": lines.across,
         "lines": int(lines.distinct.sum()),
+        "misclassified": wrong,
+        "table": _table(lines, lower, upper, diverging),
+    }
+    if refused is not None:
+        return {**common, **_NOTHING}
+    width = edge_width(lines, lower, upper)
+    return {
+        **common,
         # lines without any trainable point have no edge
         "untrainable_lines": int((lines.distinct & ~upper.found).sum()),
-        "misclassified": _misclassified(lines, lower, upper),
         "upper": {**_edge(lines, upper), "beyond": _beyond(lines, upper)},
         "lower": _edge(lines, lower),
         "diverging": _edge(lines, diverging),
@@ -65,8 +90,19 @@ def _along(lines: Lines) -> dict[str, Any]:
         "safe": _safe(lines, lower, upper),
         "risks": [_at_risk(lines, upper, width, risk) for risk in RISKS] if width else [],
         "trend": _trend(lines, upper),
-        "table": _table(lines, lower, upper, diverging),
     }
+
+
+def _problem(lines: Lines, lower: Splits, upper: Splits, wrong: float | None) -> str | None:
+    """Why the lines have no common edge, or None."""
+    if wrong is None:
+        return "no point is known"
+    if not (upper.inside | lower.inside).any():
+        return "no edge in the map"
+    share = float(lines.trainable[lines.known].mean())
+    if wrong > _MAX_WRONG * min(share, 1 - share):
+        return f"noise or islands and no edge: the best cuts misclassify {wrong:.1%} of the points"
+    return None
 
 
 def _rates(lines: Lines, splits: Splits) -> Any:
@@ -206,9 +242,9 @@ def lines(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _rate_rows(knob: str, rate: dict[str, Any]) -> list[tuple[str, str]]:
     word = "columns" if rate["side"] == "y" else "rows"
+    if rate["refused"]:
+        return [(f"critical {knob}", f"none: {rate['refused']}")]
     upper, lower, diverging = rate["upper"], rate["lower"], rate["diverging"]
-    if upper["median"] is None and lower["median"] is None:
-        return [(f"critical {knob}", f"none of {rate['lines']} {word} has an edge in the map")]
     rows = [(f"critical {knob}", _edge_text(upper, rate["lines"], word))]
     if upper["found"]:
         parts = [f"{count} {name}" for name, count in upper["beyond"].items() if count]

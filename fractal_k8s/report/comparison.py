@@ -21,7 +21,7 @@ from fractal_k8s.report.view import axis_views
 FORMATS: Final = (".png", ".pdf")
 # of a point: neither map can train it, only A, only B, both (Okabe and Ito's palette for the two
 # that matter, so that no one confuses them)
-_DIFFERENCE: Final = ("#6E6E6E", "#E69F00", "#0072B2", "#E4E4E4")
+_DIFFERENCE: Final = ("#5A5A5A", "#E69F00", "#0072B2", "#B8B8B8")
 _DIFFERENCE_NAMES: Final = ("neither", "only A", "only B", "both")
 
 Numbers = npt.NDArray[np.float64]
@@ -43,9 +43,10 @@ def write_comparison(path: Path, a: Subject, b: Subject, names: tuple[str, str])
     """Draws map A, map B and where they differ, as PNG or PDF by the file's ending."""
     figure = Figure(figsize=(17, 6), dpi=150, layout="constrained")
     panels = figure.subplots(1, 3)
-    for panel, subject, name in zip(panels[:2], (a, b), names, strict=True):
+    titles = (f"A: {names[0]}", f"B: {names[1]}")
+    for panel, subject, title in zip(panels[:2], (a, b), titles, strict=True):
         _draw(panel, a, _binary(subject), BINARY_COLOURS)
-        panel.set_title(name)
+        panel.set_title(title)
     both = a.known & b.known
     difference = np.where(both, a.labels + 2.0 * b.labels, np.nan)
     _draw(panels[2], a, difference, _DIFFERENCE)
