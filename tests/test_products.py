@@ -772,8 +772,8 @@ def test_analyze_compares_two_masks(run: Run, tmp_path: Path) -> None:
     [
         pytest.param(["--figure", "f.png"], "needs --against", id="figure of one map"),
         pytest.param(["--against", "B", "--figure", "f.gif"], "use .png or .pdf", id="format"),
-        pytest.param(["--against", "B", "--figure", "no/f.png"], "create it first", id="folder"),
-        pytest.param(["--csv", "no/f.csv"], "create it first", id="folder of the table"),
+        pytest.param(["--against", "B", "--figure", "no/f.png"], "create no first", id="folder"),
+        pytest.param(["--csv", "no/f.csv"], "create no first", id="folder of the table"),
         pytest.param(["--csv", "f.csv", "--only", "distance"], "--only critical", id="only"),
     ],
 )

@@ -80,9 +80,7 @@ def analyse(subject: Subject) -> dict[str, Any] | None:
         return {**common, "refused": reason}
     steps = [_at(runs, m, _window(subject.grid)) for m in lengths]
     if all(step["chosen"] is None for step in steps):
-        reason = (
-            f"fewer than {2 * _MIN_EACH} undecided runs of each outcome after {lengths[0]} losses"
-        )
+        reason = f"each half of the map needs {_MIN_EACH} undecided runs of each outcome"
         return {**common, "refused": reason}
     good = [
         step["m"]

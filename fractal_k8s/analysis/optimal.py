@@ -233,7 +233,8 @@ def _minimum_tokens(grid: Grid, columns: Lines, tokens: Floats) -> dict[str, Any
         "rate": plain(rows.at),
         "tokens": plain(10.0**places),
         "censored": plain(lower.censored),
-        "never": int((~lower.found).sum()),
+        # of the rates that were tried at all
+        "never": int((~lower.found & rows.known[:, own].any(axis=1)).sum()),
         "law": law,
     }
 

@@ -96,6 +96,8 @@ def command(
 
     \b
         fractal-k8s analyze tanh --json
+        fractal-k8s analyze tanh --against annealed --figure both.pdf
+        fractal-k8s analyze tanh --only critical --csv rates.csv
         fractal-k8s analyze --mask map.npy --method published
     """
     if (sweep_id is None) == (mask is None):
@@ -146,8 +148,10 @@ def _check_files(
         raise click.UsageError("--csv needs a sweep: a mask has no axes and no rates")
     if only and "critical" not in only:
         raise click.UsageError("--csv is made of the critical rates: add --only critical")
-    if not csv_file.parent.is_dir():
-        raise UsageError(f"{csv_file}: no folder {csv_file.parent}; create it first")
+    if csv_file.is_dir() or not csv_file.parent.is_dir():
+        raise UsageError(
+            f"{csv_file}: no file can be written there; create {csv_file.parent} first"
+        )
 
 
 def _write_files(
@@ -165,6 +169,8 @@ def _write_files(
     if csv_file is not None:
         from fractal_k8s.analysis.products import product_table
 
+        if not summary["analyses"].get("critical"):
+            raise UsageError(f"{csv_file}: not written, no axis of the map is a learning rate")
         csv_file.write_text(product_table(summary["analyses"]))
 
 

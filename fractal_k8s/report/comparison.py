@@ -35,8 +35,8 @@ def check_figure(path: Path) -> None:
     """
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"figure {path}: unknown kind {path.suffix!r}; use .png or .pdf")
-    if not path.parent.is_dir():
-        raise UsageError(f"figure {path}: no folder {path.parent}; create it first")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"figure {path}: no file can be written there; create {path.parent} first")
 
 
 def write_comparison(path: Path, a: Subject, b: Subject, names: tuple[str, str]) -> None:
