@@ -219,6 +219,8 @@ def _table(lines: Lines, lower: Splits, upper: Splits, diverging: Splits) -> dic
     known = lines.known.mean(axis=1)
     table: dict[str, list[Any]] = {
         "at": plain(lines.at),
+        # what the line really trains with: the tokens of whole steps
+        "held": plain(lines.held),
         "distinct": plain(lines.distinct),
         "coverage": plain(known),
     }

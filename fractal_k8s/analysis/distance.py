@@ -141,6 +141,6 @@ def lines(result: dict[str, Any]) -> list[tuple[str, str]]:
     where = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
     room = f"{deepest['decades']:.2f} decades" if "decades" in deepest else ""
     room = room or f"{deepest['cells']:.1f} cells"
-    point = f"({deepest['i']}, {deepest['j']})"
-    rows.append(("point deepest inside", f"{point} {where}: {room} from the edge"))
+    point = f"({deepest['i']}, {deepest['j']}) {where}".strip()
+    rows.append(("point deepest inside", f"{point}: {room} from the edge"))
     return rows

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from fractal_k8s.analysis.boundary import Mask
 from fractal_k8s.results.grid import DIVERGED, TRAINABLE, Grid
 from fractal_k8s.sweep.deal import representatives
+from fractal_k8s.sweep.training import GPTTraining, Training
 
 Floats = npt.NDArray[np.float64]
 Indexes = npt.NDArray[np.int64]
@@ -29,6 +30,8 @@ class Lines:
     # values along a line (n,) and of the lines (m,)
     values: Floats
     at: Floats
+    # what the lines really hold (m,): the tokens of whole steps for a token axis, else `at`
+    held: Floats
     # whether the held knob is spaced by ratios
     log_across: bool
     # codes of results.grid, shape (m, n)
@@ -56,23 +59,44 @@ class Lines:
 
     @property
     def places(self) -> Floats:
-        """Where the lines lie: log10 of `at` on a log axis, else `at`."""
-        return np.log10(self.at) if self.log_across else self.at
+        """Where the lines lie: log10 of what they hold on a log axis, else that itself."""
+        return np.log10(self.held) if self.log_across else self.held
 
 
 def lines_along(grid: Grid, side: Side) -> Lines:
     """The grid's columns for side "y", its rows for side "x"."""
     sweep, axes = grid.sweep, grid.sweep.spec.axes
     y, x = np.array(sweep.y_values), np.array(sweep.x_values)
-    own = representatives(sweep) == np.arange(sweep.num_points)
-    distinct = own.reshape(grid.states.shape)
+    distinct = representatives(sweep) == np.arange(sweep.num_points)
+    distinct = distinct.reshape(grid.states.shape)
     if side == "y":
-        log = axes.x.spacing(sweep.x_knob) == "log" and bool((x > 0).all())
-        names = (sweep.y_knob.name, sweep.x_knob.name)
-        return Lines("y", *names, y, x, log, grid.states.T, distinct.any(axis=0))
-    log = axes.y.spacing(sweep.y_knob) == "log" and bool((y > 0).all())
-    names = (sweep.x_knob.name, sweep.y_knob.name)
-    return Lines("x", *names, x, y, log, grid.states, distinct.any(axis=1))
+        along, across, values, at, axis = sweep.y_knob, sweep.x_knob, y, x, axes.x
+        states, own = grid.states.T, distinct.any(axis=0)
+    else:
+        along, across, values, at, axis = sweep.x_knob, sweep.y_knob, x, y, axes.y
+        states, own = grid.states, distinct.any(axis=1)
+    return Lines(
+        side=side,
+        along=along.name,
+        across=across.name,
+        values=values,
+        at=at,
+        held=_trained_tokens(sweep.training, at) if across.name == "tokens" else at,
+        log_across=axis.spacing(across) == "log" and bool((at > 0).all()),
+        states=states,
+        distinct=own,
+    )
+
+
+def _trained_tokens(training: Training, tokens: Floats) -> Floats:
+    """Tokens that the whole steps of runs of so many tokens hold.
+
+    Where the number of steps depends on the data (supervised accounting) the tokens asked for.
+    """
+    if not isinstance(training, GPTTraining) or training.num_steps() is None:
+        return tokens
+    per_step = training.batch_size * training.max_seq_len
+    return np.ceil(tokens / per_step) * per_step
 
 
 def rate_lines(grid: Grid) -> Iterator[Lines]:

@@ -17,7 +17,6 @@ from fractal_k8s.analysis.subject import Subject
 from fractal_k8s.analysis.trend import draw_blocks, theil_sen
 from fractal_k8s.results.grid import Grid
 from fractal_k8s.results.verdict import window_holds_first_loss
-from fractal_k8s.sweep.training import GPTTraining
 
 TITLE: Final = "Learning rate and tokens"
 
@@ -57,8 +56,7 @@ def analyse(subject: Subject) -> dict[str, Any] | None:
     if grid is None or side is None:
         return None
     columns = lines_along(grid, side)
-    tokens = trained_tokens(grid, columns)
-    optima = _best_rates(grid, columns, tokens)
+    optima = _best_rates(grid, columns)
     refused = _problem(optima)
     return {
         "coverage": subject.coverage,
@@ -73,7 +71,7 @@ def analyse(subject: Subject) -> dict[str, Any] | None:
         "biased_columns": _biased(grid, columns),
         "law": None if refused else _law(optima),
         "held_out": None if refused else _held_out(optima),
-        "minimum_tokens": _minimum_tokens(grid, columns, tokens),
+        "minimum_tokens": _minimum_tokens(grid, columns),
     }
 
 
@@ -85,25 +83,12 @@ def _rate_side(grid: Grid) -> Any:
     return "x" if (x.kind, y.name) == ("rate", "tokens") else None
 
 
-def trained_tokens(grid: Grid, columns: Lines) -> Floats:
-    """Tokens that the whole steps of each line hold, shape (lines,).
-
-    Where the number of steps depends on the data (supervised accounting) the tokens asked for.
-    """
-    training = grid.sweep.training
-    assert isinstance(training, GPTTraining)  # only this model has tokens
-    per_step = training.batch_size * training.max_seq_len
-    if training.num_steps() is None:
-        return columns.at
-    return np.ceil(columns.at / per_step) * per_step
-
-
 def _by_line(columns: Lines, values: Floats) -> Floats:
     """An array of the grid as (lines, points of a line)."""
     return values.T if columns.side == "y" else values
 
 
-def _best_rates(grid: Grid, columns: Lines, tokens: Floats) -> _Optima:
+def _best_rates(grid: Grid, columns: Lines) -> _Optima:
     losses = _by_line(columns, grid.last_mean_loss)
     losses = np.where(columns.trainable, losses, np.inf)[columns.distinct]
     rows = np.arange(len(losses))
@@ -117,7 +102,7 @@ def _best_rates(grid: Grid, columns: Lines, tokens: Floats) -> _Optima:
     ]
     some = np.isfinite(losses).any(axis=1)
     return _Optima(
-        tokens=tokens[columns.distinct],
+        tokens=columns.held[columns.distinct],
         rates=np.where(some, 10.0 ** np.array(places), np.nan),
         losses=np.where(some, losses[rows, first_best], np.nan),
         censored=some & ((first_best == 0) | (last_best == last)),
@@ -214,7 +199,7 @@ def _biased(grid: Grid, columns: Lines) -> int:
     return int((by_line.any(axis=1) & columns.distinct).sum())
 
 
-def _minimum_tokens(grid: Grid, columns: Lines, tokens: Floats) -> dict[str, Any]:
+def _minimum_tokens(grid: Grid, columns: Lines) -> dict[str, Any]:
     """Fewest tokens from which each rate is trainable, and how that grows with the rate.
 
     Between the largest count that is not enough and the smallest that is (geometric mean), by the
@@ -223,7 +208,7 @@ def _minimum_tokens(grid: Grid, columns: Lines, tokens: Floats) -> dict[str, Any
     rows = lines_along(grid, "x" if columns.side == "y" else "y")
     own = columns.distinct
     lower, _ = band(rows.trainable[:, own], rows.known[:, own])
-    places = lower.positions(np.log10(tokens[own]))
+    places = lower.positions(np.log10(columns.held[own]))
     law = None
     x, y = np.log10(rows.at)[lower.inside], places[lower.inside]
     if len(x) >= _MIN_COUNTS:
