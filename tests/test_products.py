@@ -29,7 +29,7 @@ from fractal_k8s.analysis.distance import signed_distance
 from fractal_k8s.analysis.early_warning import auc
 from fractal_k8s.analysis.lines import band, step
 from fractal_k8s.analysis.products import COLUMNS, product_rows, product_table
-from fractal_k8s.analysis.registry import run_analyses
+from fractal_k8s.analysis.registry import load, run_analyses
 from fractal_k8s.analysis.subject import Subject
 from fractal_k8s.analysis.trend import slope_interval, theil_sen
 from fractal_k8s.errors import UsageError
@@ -210,6 +210,33 @@ def test_a_planted_edge_is_found_again(plane: Grid, width: float, islands: float
     assert np.mean(slopes) == pytest.approx(-0.3, abs=0.025)
     assert np.mean(levels) == pytest.approx(-2.0, abs=0.02)
     assert np.mean(widths) == pytest.approx(width, rel=0.15)
+
+
+def rough_edge(size: int, random: Random, spread: float, roughness: float = 0.34) -> Floats:
+    """A Brownian-like curve over the columns, shape (size,), of standard deviation `spread`."""
+    frequency = np.fft.rfftfreq(4 * size)
+    frequency[0] = np.inf
+    phases = np.exp(2j * np.pi * random.random(len(frequency)))
+    curve = np.fft.irfft(frequency ** -(roughness + 0.5) * phases)[:size]
+    return np.asarray(spread * (curve - curve.mean()) / curve.std())
+
+
+def test_on_a_rough_edge_the_slope_is_right_and_its_interval_is_not_to_be_trusted(
+    plane: Grid,
+) -> None:
+    y, x = decades(plane)
+    slopes, widths = [], []
+    for seed in range(16):
+        edge = -2 - 0.3 * x + rough_edge(64, np.random.default_rng(seed), spread=0.1)
+        found = critical.analyse(with_states(plane, np.where(y < edge, TRAINABLE, DIVERGED)))
+        assert found is not None
+        trend = found["rates"]["output_lr"]["trend"]
+        slopes.append(trend["slope"])
+        widths.append(trend["interval"][1] - trend["interval"][0])
+        assert "take it from other seeds" in trend["caveat"]
+    assert np.mean(slopes) == pytest.approx(-0.3, abs=0.05)
+    # the caveat is needed: an honest interval would be four standard deviations wide
+    assert np.mean(widths) < 4 * np.std(slopes)
 
 
 def test_the_rate_of_a_stated_risk_has_that_risk(plane: Grid) -> None:
@@ -687,6 +714,31 @@ def test_maps_over_other_points_are_refused(
     ]
     with pytest.raises(UsageError, match=reason):
         compare(*subjects)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (1, 5), (5, 1), (3, 7), (12, 12)])
+def test_any_map_gives_plain_data_and_readable_lines(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    raw = mlp_raw(resolution=list(shape), verdict={"window": 1})
+    for length, side in zip(shape, ("y", "x"), strict=True):
+        if length == 1:
+            raw["axes"][side] = {"knob": raw["axes"][side]["knob"], "values": [0.1]}
+    random = np.random.default_rng(0)
+    grid = stored_grid(
+        tmp_path, Sweep.parse(raw), lambda i, j: [2.0, *random.uniform(0, 4, 8).tolist()]
+    )
+    for _ in range(10):
+        states = random.choice(5, shape, p=random.dirichlet([0.3, 0.2, 0.5, 0.7, 1]))
+        subject = with_states(grid, states)
+        results = run_analyses(subject, ("critical", "distance", "early_warning"))
+        for name, result in results.items():
+            assert {"coverage", "refused"} <= set(result)
+            json.dumps(result, allow_nan=False)
+            assert all(text for _, text in load(name).lines(result))
+        assert product_table(results).count("\n") == 1 + sum(shape)
+        compared = compare(subject, with_states(grid, states[::-1]))
+        json.dumps(compared, allow_nan=False)
 
 
 # --- the table ---
