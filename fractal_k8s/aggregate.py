@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,12 @@ from fractal_k8s.results import schema
 from fractal_k8s.results.grid import STATE_NAMES, TRAINABLE, Grid, build_grid
 from fractal_k8s.results.store import SUMMARY_FILE, Plan, SweepStore
 from fractal_k8s.sweep.rule import VerdictRule
+
+if TYPE_CHECKING:
+    from fractal_k8s.report.figures import Box, ZoomLevel
+
+# zooms into a map that its strip of zooms shows beside it
+_MAX_CHILDREN: Final = 4
 
 
 @dataclass(frozen=True)
@@ -36,25 +42,105 @@ def read_grid(
     return build_grid(plan.sweep, outcomes, rule=rule, allow_mixed=allow_mixed)
 
 
-def aggregate(folder: SweepStore, plan: Plan, *, allow_mixed: bool = False) -> Aggregation:
-    """Writes the summary of a sweep: figures, page, grid and, last, the numbers.
+def aggregate(
+    folder: SweepStore, plan: Plan, *, allow_mixed: bool = False, colours: str = "original"
+) -> Aggregation:
+    """Writes the summary of a sweep: pictures, page, grid and, last, the numbers.
 
     The same outcomes give the same bytes, whatever the attempts they came from.
+
+    Args:
+        folder: where it is stored.
+        plan: the sweep and its deal.
+        allow_mixed: accept points of different numerics classes as one map.
+        colours: one of `report.colours.SCHEMES`.
     """
-    from fractal_k8s.report.figures import png, study_picture, three_panels
+    from fractal_k8s.report.colours import SCHEMES
+    from fractal_k8s.report.figures import study_picture, three_panels
     from fractal_k8s.report.page import render_page
+    from fractal_k8s.report.typography import png
 
     grid = read_grid(folder, plan, allow_mixed=allow_mixed)
     summary = summarise(grid, notes=folder.notes())
+    scheme = SCHEMES[colours]
+    page = render_page(grid, summary, colours=colours)
     written = {
-        "map.png": folder.put_summary("map.png", png(three_panels(grid, summary))),
-        "measure.png": folder.put_summary("measure.png", png(study_picture(grid))),
-        "report.html": folder.put_summary("report.html", render_page(grid, summary).encode()),
+        "map.png": folder.put_summary("map.png", png(three_panels(grid, summary, scheme))),
+        "measure.png": folder.put_summary("measure.png", png(study_picture(grid, scheme))),
+        "report.html": folder.put_summary("report.html", page.encode()),
         "grid.parquet": folder.put_summary("grid.parquet", schema.to_bytes(grid_table(grid))),
     }
     text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
     written[SUMMARY_FILE] = folder.put_summary(SUMMARY_FILE, text.encode())
     return Aggregation(grid, summary, written)
+
+
+def write_figures(
+    folder: SweepStore, done: Aggregation, *, allow_mixed: bool = False, colours: str = "original"
+) -> dict[str, str]:
+    """Figures for a paper, as vector PDF and as PNG: map, dimension fit, strip of zooms.
+
+    The fit is left out where no boxes were counted, the strip where the map has no family.
+
+    Returns:
+        name of the file -> path or URI.
+    """
+    from fractal_k8s.report.colours import SCHEMES
+    from fractal_k8s.report.dimension_figure import dimension_figure
+    from fractal_k8s.report.figures import three_panels, zoom_strip
+    from fractal_k8s.report.fit import fit_of
+    from fractal_k8s.report.typography import pdf, png
+
+    scheme = SCHEMES[colours]
+    figures = {"map": three_panels(done.grid, done.summary, scheme)}
+    if fit := fit_of(done.summary):
+        figures["dimension"] = dimension_figure(fit, done.grid.sweep.id)
+    levels = zoom_levels(folder, done, allow_mixed=allow_mixed)
+    if len(levels) > 1:
+        figures["zoom"] = zoom_strip(levels, scheme)
+    return {
+        f"{name}.{kind}": folder.put_summary(f"{name}.{kind}", save(figure))
+        for name, figure in figures.items()
+        for kind, save in (("pdf", pdf), ("png", png))
+    }
+
+
+def zoom_levels(
+    folder: SweepStore, done: Aggregation, *, allow_mixed: bool = False
+) -> list[ZoomLevel]:
+    """The maps from the first of the family down to this one, and some of the zooms into it.
+
+    A member that is no longer in the store is left out.
+    """
+    from fractal_k8s.report.figures import ZoomLevel
+
+    family = done.summary.get("family") or {}
+    ancestors = family.get("ancestors", [])
+    children = family.get("children", [])[:_MAX_CHILDREN]
+    boxes = [_boxes([member]) for member in (*ancestors[1:], family.get("self") or {})]
+    members = [
+        *zip([member["id"] for member in ancestors], boxes, strict=False),
+        (done.grid.sweep.id, _boxes(children)),
+        *((child["id"], ()) for child in children),
+    ]
+    grids = {done.grid.sweep.id: done.grid}
+    found = (
+        (name, grids.get(name) or _member_grid(folder, name, allow_mixed), inside)
+        for name, inside in members
+    )
+    return [ZoomLevel(name, grid, inside) for name, grid, inside in found if grid is not None]
+
+
+def _boxes(members: list[dict[str, Any]]) -> tuple[Box, ...]:
+    """Where zooms lie in their parent's map."""
+    found = (member["box"] for member in members if member.get("box"))
+    return tuple(((rows[0], rows[1]), (columns[0], columns[1])) for rows, columns in found)
+
+
+def _member_grid(folder: SweepStore, sweep_id: str, allow_mixed: bool) -> Grid | None:
+    member = SweepStore(folder.files, sweep_id)
+    plan = member.read_plan()
+    return None if plan is None else read_grid(member, plan, allow_mixed=allow_mixed)
 
 
 def grid_table(grid: Grid) -> pa.Table:

@@ -41,7 +41,6 @@ HOMES = {
     "torch": {"models", "data", "train", "checkpoints"},
     "tiktoken": {"checkpoints"},
     "matplotlib": {"report"},
-    "plotly": {"report"},
     "PIL": {"report"},
     "scipy": {"analysis"},
 }

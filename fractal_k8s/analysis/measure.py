@@ -11,6 +11,8 @@ from fractal_k8s.results.grid import Grid
 from fractal_k8s.sweep.axes import STEPS
 
 _CLIP: Final = 1e6
+# losses that are looked at together
+_BLOCK: Final = 1 << 19
 
 Floats = npt.NDArray[np.float64]
 
@@ -28,34 +30,80 @@ def convergence_measure(grid: Grid) -> Floats:
     values, offsets = grid.losses()
     counts = np.diff(offsets)
     measure = np.full(grid.sweep.num_points, np.nan)
-    for point, start, count in zip(grid.point_indexes(), offsets, counts, strict=False):
-        if count:
-            steps = _planned(grid, int(point), int(count))
-            series = values[start : start + count]
-            measure[point] = measure_of(series, steps, bool(grid.trainable.flat[point]))
+    recorded = counts > 0
+    points = grid.point_indexes()[recorded]
+    if len(points):
+        steps = _planned(grid, points, counts[recorded])
+        trainable = grid.trainable.ravel()[points]
+        measure[points] = measures_of(values, offsets[:-1][recorded], steps, trainable)
     measure[~grid.known.ravel()] = np.nan
     return measure.reshape(grid.states.shape)
 
 
-def _planned(grid: Grid, point: int, recorded: int) -> int:
-    """Losses that the point's run would have made to its end."""
+def _planned(
+    grid: Grid, points: npt.NDArray[np.int64], recorded: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Losses that each point's run would have made to its end."""
     if STEPS not in (grid.sweep.y_knob.affects, grid.sweep.x_knob.affects):
-        return grid.sweep.training.num_steps() or recorded
-    return grid.sweep.training_at(grid.sweep.point(point)).num_steps() or recorded
+        planned = grid.sweep.training.num_steps()
+        return recorded if planned is None else np.full_like(recorded, planned)
+    training = (grid.sweep.training_at(grid.sweep.point(int(point))) for point in points)
+    return np.array(
+        [each.num_steps() or count for each, count in zip(training, recorded, strict=True)]
+    )
+
+
+def measures_of(
+    losses: npt.NDArray[np.floating],
+    starts: npt.NDArray[np.int64],
+    steps: npt.NDArray[np.int64],
+    trainable: npt.NDArray[np.bool_],
+) -> Floats:
+    """The measure of each of several series that lie end to end.
+
+    Args:
+        losses: all of them, shape (losses,).
+        starts: where each series begins, rising, shape (series,); the last ends with `losses`.
+        steps: how many losses each should have had, shape (series,).
+        trainable: shape (series,).
+    """
+    ends = np.append(starts[1:], len(losses))
+    measures = np.empty(len(starts))
+    # block by block, so that a map of any size needs little memory
+    blocks = np.searchsorted(ends, np.arange(_BLOCK, len(losses), _BLOCK)) + 1
+    for rows in np.split(np.arange(len(starts)), np.unique(blocks[blocks < len(starts)])):
+        begin, end = starts[rows[0]], ends[rows[-1]]
+        measures[rows] = _block_measures(
+            losses[begin:end].astype(np.float64), starts[rows] - begin, steps[rows], trainable[rows]
+        )
+    return measures
+
+
+def _block_measures(
+    series: Floats,
+    starts: npt.NDArray[np.int64],
+    steps: npt.NDArray[np.int64],
+    trainable: npt.NDArray[np.bool_],
+) -> Floats:
+    """`measures_of` for one block, whose `series` is overwritten."""
+    counts = np.diff(starts, append=len(series))
+    first = series[starts]
+    series[~np.isfinite(series)] = _CLIP
+    absent = np.maximum(steps - counts, 0)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        normalised = np.minimum(series / np.repeat(first, counts), _CLIP)
+        lost = np.minimum(_CLIP / first, _CLIP)
+        wide = np.repeat(trainable, counts)
+        sums = np.add.reduceat(np.where(wide, normalised, 1 / normalised), starts)
+        rest = np.where(absent > 0, absent * np.where(trainable, lost, 1 / lost), 0.0)
+    measures: Floats = np.where(trainable, -1.0, 1.0) * (sums + rest)
+    return measures
 
 
 def measure_of(losses: npt.NDArray[np.floating], steps: int, trainable: bool) -> float:
     """The measure of one series that should have had `steps` losses."""
-    series = losses.astype(np.float64)
-    first = series[0]
-    series = np.where(np.isfinite(series), series, _CLIP)
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        normalised = np.minimum(series / first, _CLIP)
-        absent = max(0, steps - len(series))
-        lost = min(_CLIP / first, _CLIP)
-        if trainable:
-            return -float(normalised.sum() + absent * lost)
-        return float((1 / normalised).sum() + absent / lost)
+    begin = np.zeros(1, dtype=np.int64)
+    return float(measures_of(losses, begin, np.array([steps]), np.array([trainable]))[0])
 
 
 def rank_colours(measure: Floats, gap: float = 0.25) -> Floats:

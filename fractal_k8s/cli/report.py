@@ -14,30 +14,48 @@ from fractal_k8s.cli.common import (
 )
 from fractal_k8s.errors import UsageError
 
+# the keys of report.colours.SCHEMES, which a test compares
+_COLOURS = ("original", "safe")
+
 
 @click.command(cls=Command)
 @click.argument("sweep_id", metavar="ID")
 @click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
+@click.option(
+    "--colours",
+    type=click.Choice(_COLOURS),
+    default=_COLOURS[0],
+    show_default=True,
+    help="Colours of the figures, and of the page when it opens; safe is for colour blindness.",
+)
 @mixed_option
 @store_option
 @json_option
 def command(
-    sweep_id: str, open_page: bool, allow_mixed: bool, store_uri: str, as_json: bool
+    sweep_id: str,
+    open_page: bool,
+    colours: str,
+    allow_mixed: bool,
+    store_uri: str,
+    as_json: bool,
 ) -> None:
     """Draw the figures and the web page again.
 
-    The page is one file without a server; send it to a co-author as it is. A sweep that is not
-    complete gives a page that says so.
+    The page is one file without a server; send it to a co-author as it is. The figures come as
+    PDF and PNG, sized for a paper: the map, the fit of its dimension, and the family of zooms. A
+    sweep that is not complete gives a page that says so.
     """
-    from fractal_k8s.aggregate import aggregate
+    from fractal_k8s.aggregate import aggregate, write_figures
 
     store = open_store(store_uri)
     folder, plan = store.plan(sweep_id)
-    done = aggregate(folder, plan, allow_mixed=allow_mixed)
+    done = aggregate(folder, plan, allow_mixed=allow_mixed, colours=colours)
+    figures = write_figures(folder, done, allow_mixed=allow_mixed, colours=colours)
+    written = {**done.written, **figures}
     if as_json:
-        echo_json(done.written)
+        echo_json(written)
     else:
-        for name, place in done.written.items():
+        for name, place in written.items():
             click.echo(f"{name:<14} {place}")
     if open_page:
         if not store.is_local:

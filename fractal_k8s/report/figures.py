@@ -1,8 +1,10 @@
-"""The static figures: three panels of the map, and the original study's picture of it."""
+"""The static figures: three panels of the map, the original study's picture, a strip of zooms."""
 
 from __future__ import annotations
 
-import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -16,67 +18,117 @@ from matplotlib.patches import Patch, Rectangle
 
 from fractal_k8s.analysis.measure import convergence_measure, rank_colours
 from fractal_k8s.report.colours import (
-    BINARY_COLOURS,
-    FAILED_COLOUR,
     NO_VALUE_COLOUR,
-    trainability_colormap,
+    ORIGINAL,
+    Scheme,
     trainability_values,
     unjudged,
 )
+from fractal_k8s.report.typography import PAGE, paper_style
 from fractal_k8s.report.view import AxisView, axis_views
 from fractal_k8s.results.grid import TRAINABLE, Grid
 
 PANEL_TITLES: Final = ("Trainability Boundary", "Final Loss (trainable runs)", "Binary Trainable")
-_DPI: Final = 150
 _MAP_LAYER: Final = 1.0
+_HATCH_COLOUR: Final = "#9A9A9A"
+_MAX_STRIP_COLUMNS: Final = 4
 
 Floats = npt.NDArray[np.float64]
+Box = tuple[tuple[int, int], tuple[int, int]]
 
 
-def three_panels(grid: Grid, summary: dict[str, Any]) -> Figure:
+def three_panels(grid: Grid, summary: dict[str, Any], scheme: Scheme = ORIGINAL) -> Figure:
     """Trainability, final loss of the trainable runs, and the binary map; missing cells hatched."""
-    figure = Figure(figsize=(18, 6.4), dpi=_DPI, layout="constrained")
-    panels = figure.subplots(1, 3)
     trainable = grid.states == TRAINABLE
     binary = np.where(grid.known, trainable.astype(float), np.nan)
     losses = np.where(trainable, grid.final_loss, np.nan)
-    first = _map(panels[0], grid, trainability_values(grid), trainability_colormap(), (-1.0, 1.0))
-    bar = figure.colorbar(first, ax=panels[0], ticks=[-1.0, 0.3, 1.0])
-    bar.set_ticklabels(["not\ntrainable", "highest\nloss", "lowest\nloss"])
-    middle = _map(panels[1], grid, losses, "viridis", _limits(losses))
-    figure.colorbar(middle, ax=panels[1], label="final loss")
-    _map(panels[2], grid, binary, ListedColormap(list(BINARY_COLOURS)), (0.0, 1.0))
-    for axes, title in zip(panels, PANEL_TITLES, strict=True):
-        axes.set_title(title)
-    _legend(panels[2], grid)
-    figure.suptitle(caption(grid, summary))
+    shown: tuple[tuple[Floats, str | ListedColormap, tuple[float, float]], ...] = (
+        (trainability_values(grid), scheme.trainability(), (-1.0, 1.0)),
+        (losses, scheme.loss, _limits(losses)),
+        (binary, ListedColormap(list(scheme.binary)), (0.0, 1.0)),
+    )
+    with paper_style():
+        figure = Figure(figsize=(PAGE, 3.0), layout="constrained")
+        panels = figure.subplots(1, 3, sharey=True)
+        for axes, title, (values, colours, limits) in zip(panels, PANEL_TITLES, shown, strict=True):
+            picture = _map(axes, grid, values, colours, limits, scheme)
+            axes.set_title(title)
+            bar = figure.colorbar(picture, ax=axes, orientation="horizontal", aspect=26)
+            bar.outline.set_linewidth(0.4)
+            if title == PANEL_TITLES[0]:
+                bar.set_ticks([-1.0, 0.3, 1.0], labels=["not trainable", "highest", "lowest loss"])
+            elif title == PANEL_TITLES[2]:
+                bar.set_ticks([0.25, 0.75], labels=["not trainable", "trainable"])
+        for axes in panels[1:]:
+            axes.set_ylabel("")
+        _unjudged_legend(figure, grid, scheme)
+        figure.suptitle(caption(grid, summary))
     return figure
 
 
-def study_picture(grid: Grid) -> Figure:
+def study_picture(grid: Grid, scheme: Scheme = ORIGINAL) -> Figure:
     """The convergence measure in the original study's colours (arXiv:2402.06184)."""
-    figure = Figure(figsize=(7.2, 7), dpi=_DPI, layout="constrained")
-    axes = figure.subplots()
-    _map(axes, grid, rank_colours(convergence_measure(grid)), "Spectral", (-1.0, 1.0))
-    axes.set_title(f"{grid.sweep.name}: blue converges, red does not; darker is slower")
+    with paper_style():
+        figure = Figure(figsize=(3.6, 3.5), layout="constrained")
+        axes = figure.subplots()
+        values = rank_colours(convergence_measure(grid))
+        _map(axes, grid, values, scheme.measure, (-1.0, 1.0), scheme)
+        high, low = ("blue", "red") if scheme is ORIGINAL else ("purple", "orange")
+        axes.set_title(f"{grid.sweep.name}: {high} converges, {low} does not; darker is slower")
     return figure
+
+
+@dataclass(frozen=True)
+class ZoomLevel:
+    """One map of a zoom strip."""
+
+    label: str
+    grid: Grid
+    # cells of this map that other maps of the strip show, ends included
+    boxes: tuple[Box, ...] = ()
+
+
+def zoom_strip(levels: Sequence[ZoomLevel], scheme: Scheme = ORIGINAL) -> Figure:
+    """The maps of a family of zooms side by side, each with the boxes that others show."""
+    columns = min(len(levels), _MAX_STRIP_COLUMNS)
+    rows = math.ceil(len(levels) / columns)
+    with paper_style():
+        height = rows * (PAGE / columns * 0.95 + 0.25)
+        figure = Figure(figsize=(PAGE, height), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, level in zip(panels, levels, strict=False):
+            values = rank_colours(convergence_measure(level.grid))
+            _map(axes, level.grid, values, scheme.measure, (-1.0, 1.0), scheme)
+            axes.set_title(level.label)
+            axes.locator_params(nbins=4)
+            _draw_boxes(axes, level)
+        for axes in panels[len(levels) :]:
+            axes.set_axis_off()
+    return figure
+
+
+def _draw_boxes(axes: Axes, level: ZoomLevel) -> None:
+    y, x = axis_views(level.grid.sweep)
+    for (i0, i1), (j0, j1) in level.boxes:
+        corner = (x.edges[j0], y.edges[i0])
+        size = (x.edges[j1 + 1] - corner[0], y.edges[i1 + 1] - corner[1])
+        for width, colour in ((1.8, "black"), (0.8, "white")):
+            outline = Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=width)
+            outline.set_zorder(_MAP_LAYER + 1)
+            axes.add_patch(outline)
 
 
 def caption(grid: Grid, summary: dict[str, Any]) -> str:
     """One line that says what the map is and how much of it there is."""
     dimension = summary["dimension"]
     edge = summary["refused"] if dimension is None else f"edge dimension {dimension:.3f}"
+    if dimension is not None and summary.get("interval"):
+        low, high = summary["interval"]
+        edge += f" [{low:.3f}, {high:.3f}]"
     text = f"{grid.sweep.id}   {grid.sweep.rows} x {grid.sweep.columns}   {edge}"
     if not summary["complete"]:
         text += f"   PARTIAL: {summary['coverage']:.1%} of the points"
     return text
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as PNG, the same bytes for the same content."""
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png", metadata={"Software": None})
-    return sink.getvalue()
 
 
 def _map(
@@ -85,6 +137,7 @@ def _map(
     values: Floats,
     colours: str | ListedColormap,
     limits: tuple[float, float],
+    scheme: Scheme,
 ) -> AxesImage | QuadMesh:
     """One panel: nearest sampling, cells centred on their values, holes left open."""
     y, x = axis_views(grid.sweep)
@@ -114,11 +167,14 @@ def _map(
             vmin=limits[0],
             vmax=limits[1],
             zorder=_MAP_LAYER,
+            rasterized=True,
         )
     if failed.any():
         marks = np.ma.masked_where(~failed, np.ones(failed.shape))
-        amber = ListedColormap([FAILED_COLOUR])
-        axes.pcolormesh(x.edges, y.edges, marks, cmap=amber, zorder=_MAP_LAYER)
+        one_colour = ListedColormap([scheme.failed])
+        axes.pcolormesh(
+            x.edges, y.edges, marks, cmap=one_colour, zorder=_MAP_LAYER, rasterized=True
+        )
     axes.set_xlim(x.edges[0], x.edges[-1])
     axes.set_ylim(y.edges[0], y.edges[-1])
     axes.set_xlabel(x.label)
@@ -135,8 +191,8 @@ def _hatch(axes: Axes, missing: npt.NDArray[np.bool_], y: AxisView, x: AxisView)
         x.edges[-1] - x.edges[0],
         y.edges[-1] - y.edges[0],
         facecolor="white",
-        edgecolor="#9A9A9A",
-        hatch="////",
+        edgecolor=_HATCH_COLOUR,
+        hatch="//////",
         linewidth=0,
         zorder=_MAP_LAYER - 0.4,
     )
@@ -144,7 +200,7 @@ def _hatch(axes: Axes, missing: npt.NDArray[np.bool_], y: AxisView, x: AxisView)
     # cells that are not missing but have no value in this panel are plain, not hatched
     plain = np.ma.masked_where(missing, np.ones(missing.shape))
     grey = ListedColormap([NO_VALUE_COLOUR])
-    axes.pcolormesh(x.edges, y.edges, plain, cmap=grey, zorder=_MAP_LAYER - 0.2)
+    axes.pcolormesh(x.edges, y.edges, plain, cmap=grey, zorder=_MAP_LAYER - 0.2, rasterized=True)
 
 
 def _limits(losses: Floats) -> tuple[float, float]:
@@ -155,16 +211,15 @@ def _limits(losses: Floats) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _legend(axes: Axes, grid: Grid) -> None:
+def _unjudged_legend(figure: Figure, grid: Grid, scheme: Scheme) -> None:
+    """What hatching and the failures' colour mean, where the map has such cells."""
     missing, failed = unjudged(grid)
-    patches = [
-        Patch(color=BINARY_COLOURS[1], label="trainable"),
-        Patch(color=BINARY_COLOURS[0], label="not trainable"),
-    ]
+    patches = []
     if missing.any():
-        patches.append(Patch(facecolor="white", edgecolor="#9A9A9A", hatch="////", label="missing"))
+        patches.append(
+            Patch(facecolor="white", edgecolor=_HATCH_COLOUR, hatch="//////", label="missing")
+        )
     if failed.any():
-        patches.append(Patch(color=FAILED_COLOUR, label="failed"))
-    axes.legend(
-        handles=patches, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=4, frameon=False
-    )
+        patches.append(Patch(color=scheme.failed, label="failed"))
+    if patches:
+        figure.legend(handles=patches, loc="outside lower right", ncols=2, frameon=False)
