@@ -8,19 +8,30 @@ import re
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+import numpy.typing as npt
 import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
 from conftest import mlp_sweep
-from fractal_k8s.aggregate import aggregate, grid_table
+from fractal_k8s.aggregate import aggregate, grid_table, write_figures, zoom_levels
 from fractal_k8s.analysis.summary import summarise
 from fractal_k8s.errors import CorruptError, UsageError
-from fractal_k8s.report.colours import trainability_colormap, trainability_values
-from fractal_k8s.report.figures import PANEL_TITLES, png, study_picture, three_panels
-from fractal_k8s.report.page import render_page
+from fractal_k8s.cli import report as report_command
+from fractal_k8s.report.colours import ORIGINAL, SAFE, SCHEMES, Scheme, trainability_values
+from fractal_k8s.report.dimension_figure import dimension_figure
+from fractal_k8s.report.figures import (
+    PANEL_TITLES,
+    ZoomLevel,
+    study_picture,
+    three_panels,
+    zoom_strip,
+)
+from fractal_k8s.report.fit import fit_of
 from fractal_k8s.report.picture import read_mask
+from fractal_k8s.report.typography import COLUMN, PAGE, pdf, png
 from fractal_k8s.report.view import axis_views
 from fractal_k8s.results.grid import Grid
 from fractal_k8s.results.outcome import State
@@ -57,12 +68,12 @@ def mixed_grid(tmp_path: Path, **changes: Any) -> Grid:
     [(-1.0, "#8B0000"), (0.3, "#ADD8E6"), (0.65, "#4169E1"), (1.0, "#00008B")],
 )
 def test_the_scale_has_the_defined_colours_exactly(value: float, colour: str) -> None:
-    found = trainability_colormap()((value + 1) / 2)[:3]
+    found = ORIGINAL.trainability()((value + 1) / 2)[:3]
     assert found == pytest.approx(to_rgb(colour), abs=1e-9)
 
 
 def test_a_lower_loss_is_darker() -> None:
-    colours = trainability_colormap()(np.linspace(0.65, 1.0, 50))[:, :3]
+    colours = ORIGINAL.trainability()(np.linspace(0.65, 1.0, 50))[:, :3]
     brightness = colours @ [0.299, 0.587, 0.114]
     assert (np.diff(brightness) < 0).all()
 
@@ -79,6 +90,54 @@ def test_a_single_trainable_loss_is_the_best_one(tmp_path: Path) -> None:
     folder = Store(str(tmp_path / "runs")).sweep(sweep.id)
     stored(folder, sweep, [outcome_of(sweep, 0, [4.0, 1.0])])
     assert trainability_values(grid_of(folder, sweep))[0, 0] == 1.0
+
+
+# What people with no long, middle or short cones see of linear RGB (Machado et al. 2009, at full
+# severity).
+VISION = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}  # fmt: skip
+
+
+def lab(colour: str, vision: str) -> npt.NDArray[np.float64]:
+    """A colour in CIE Lab (D65) as seen with one kind of colour vision."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(np.array(VISION.get(vision, np.eye(3))) @ linear, 0, 1)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(np.array(to_xyz) @ seen / [0.9505, 1.0, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def least_difference(scheme: Scheme, vision: str) -> float:
+    """The smallest colour difference between kinds of cells that must not be mistaken."""
+    blues = [colour for value, colour in scheme.stops if value >= 0.3]
+    pairs = [(scheme.binary[0], scheme.binary[1]), (scheme.failed, scheme.binary[0])]
+    pairs += [(scheme.stops[0][1], blue) for blue in blues]
+    pairs += [(scheme.failed, blue) for blue in blues]
+    return min(float(np.linalg.norm(lab(a, vision) - lab(b, vision))) for a, b in pairs)
+
+
+def lightness_step(scheme: Scheme, vision: str) -> float:
+    """How much brighter one side of the edge is; fine detail is seen by brightness, not by hue."""
+    first, second = (lab(colour, vision)[0] for colour in scheme.binary)
+    return abs(float(first - second))
+
+
+@pytest.mark.parametrize("vision", ["common", *VISION])
+def test_the_safe_colours_differ_in_every_kind_of_colour_vision(vision: str) -> None:
+    assert least_difference(SAFE, vision) > 25
+    assert lightness_step(SAFE, vision) > 40
+
+
+def test_the_original_colours_are_equally_dark() -> None:
+    assert lightness_step(ORIGINAL, "protan") < 15
+
+
+def test_the_command_offers_every_scheme() -> None:
+    assert set(report_command._COLOURS) == set(SCHEMES)
 
 
 # --- geometry ---
@@ -155,6 +214,88 @@ def test_the_same_map_gives_the_same_picture(tmp_path: Path) -> None:
     summary = summarise(grid)
     assert png(three_panels(grid, summary)) == png(three_panels(grid, summary))
     assert png(study_picture(grid)) == png(study_picture(grid))
+    first, second = (pdf(three_panels(grid, summary)) for _ in range(2))
+    assert first == second
+    assert b"CreationDate" not in first
+
+
+def test_the_reader_s_own_matplotlib_settings_change_nothing(tmp_path: Path) -> None:
+    grid = mixed_grid(tmp_path)
+    expected = png(three_panels(grid, summarise(grid)))
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black", "savefig.dpi": 20}):
+        assert png(three_panels(grid, summarise(grid))) == expected
+
+
+def rough_summary() -> dict[str, Any]:
+    """What a summary says about the edge of a map of 64 x 64 points, made up."""
+    sizes = [1, 2, 4, 8, 16]
+    counts = [1000.0 * size**-1.4 * (1 + 0.02 * (-1) ** k) for k, size in enumerate(sizes)]
+    return {
+        "box_sizes": sizes,
+        "box_counts": counts,
+        "dimension": 1.41,
+        "interval": [1.3, 1.5],
+        "baselines": {"smooth": 1.0, "noise": 1.9, "absent": None},
+        "refused": None,
+        "boundary_pixels": 500,
+    }
+
+
+def test_the_fit_is_the_straight_line_through_the_counts() -> None:
+    fit = fit_of(rough_summary())
+    assert fit is not None
+    assert fit.slope == pytest.approx(1.4, abs=0.02)
+    assert np.log10(fit.counts) - np.log10(fit.line) == pytest.approx(fit.residuals)
+    assert sum(fit.residuals) == pytest.approx(0, abs=1e-12)
+    steps = -np.diff(np.log(fit.counts)) / np.diff(np.log(fit.sizes))
+    assert list(fit.local_slopes) == pytest.approx(steps.tolist())
+    assert fit.baselines == {"smooth": 1.0, "noise": 1.9}
+    assert fit.title == "D = 1.410 [1.300, 1.500]"
+
+
+@pytest.mark.parametrize("changes", [{"box_sizes": [], "box_counts": []}, {"box_sizes": None}])
+def test_without_counts_there_is_no_fit(changes: dict[str, Any]) -> None:
+    assert fit_of({**rough_summary(), **changes}) is None
+
+
+def test_a_refused_dimension_still_shows_what_was_measured() -> None:
+    fit = fit_of({**rough_summary(), "dimension": None, "interval": None, "refused": "noise"})
+    assert fit is not None
+    assert fit.title == "no dimension"
+    assert pdf(dimension_figure(fit, "x"))[:5] == b"%PDF-"
+
+
+def test_figures_fit_a_column_or_a_page_and_carry_their_fonts(tmp_path: Path) -> None:
+    grid = mixed_grid(tmp_path)
+    fit = fit_of(rough_summary())
+    assert fit is not None
+    for figure, width in (
+        (three_panels(grid, summarise(grid)), PAGE),
+        (dimension_figure(fit, "x"), COLUMN),
+        (zoom_strip([ZoomLevel("a", grid, (((0, 1), (1, 2)),)), ZoomLevel("b", grid)]), PAGE),
+    ):
+        assert figure.get_figwidth() == pytest.approx(width)
+        data = pdf(figure)
+        box = re.search(rb"/MediaBox \[ ?0 0 ([0-9.]+) ", data)
+        assert box is not None
+        assert float(box[1]) == pytest.approx(72 * width, abs=0.5)
+        assert b"/FontFile2" in data  # TrueType, embedded
+        assert b"/Type3" not in data
+
+
+def test_a_strip_of_zooms_shows_every_map_and_where_the_next_one_lies(tmp_path: Path) -> None:
+    grid = mixed_grid(tmp_path)
+    levels = [ZoomLevel(f"level {k}", grid, (((0, 1), (1, 2)),)) for k in range(5)]
+    figure = zoom_strip([*levels, ZoomLevel("last", grid)])
+    shown = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in shown] == [*(f"level {k}" for k in range(5)), "last"]
+    y, x = axis_views(grid.sweep)
+    outline = shown[0].patches[-1]
+    assert outline.get_extents().transformed(
+        shown[0].transData.inverted()
+    ).extents == pytest.approx([x.edges[1], y.edges[0], x.edges[3], y.edges[2]])
+    boxed = [any(not patch.get_fill() for patch in axes.patches) for axes in shown]
+    assert boxed == [True] * 5 + [False]
 
 
 def test_an_irregular_axis_is_drawn_too(tmp_path: Path) -> None:
@@ -166,71 +307,6 @@ def test_an_irregular_axis_is_drawn_too(tmp_path: Path) -> None:
     figure = three_panels(grid, summarise(grid))
     assert figure.axes[0].get_xlim() == pytest.approx((-1.5, 6.5))
     assert png(figure)[:4] == b"\x89PNG"
-
-
-# --- page ---
-
-
-def page_data(page: str) -> Any:
-    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
-    assert match is not None
-    return json.loads(match[1])
-
-
-def test_the_page_holds_the_map_and_says_what_is_missing(tmp_path: Path) -> None:
-    grid = mixed_grid(tmp_path)
-    page = render_page(grid, summarise(grid))
-    data = page_data(page)
-    assert data["states"] == grid.states.tolist()
-    assert data["finalLoss"][0] == [1.0, 3.0, 2.0, 9.0]
-    assert data["finalLoss"][1][1:] == [1.0, None, None]
-    assert data["axes"]["y"]["values"] == list(grid.sweep.y_values)
-    assert "Partial map: 62.5% of the points have a verdict." in page
-    assert grid.sweep.id in page
-
-
-def test_the_page_asks_nobody_for_anything(tmp_path: Path) -> None:
-    grid = mixed_grid(tmp_path)
-    page = render_page(grid, summarise(grid))
-    assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=[\"'](?!data:)", page)
-    own = page[: page.index("<script>")] + page[page.rindex("<script>") :]
-    assert "http" not in own.replace("http-equiv", "")
-
-
-def test_texts_from_outside_cannot_break_the_page(tmp_path: Path) -> None:
-    raw = mlp_sweep(resolution=[2, 2]).to_dict()
-    raw.update(
-        model="gpt",
-        checkpoint="/x/<b>&</script><script>alert(1)</script>",
-        dataset="conversations:/a",
-    )
-    raw["axes"] = {
-        "y": {"knob": "matrix_lr", "low": 1e-3, "high": 1.0},
-        "x": {"knob": "unembedding_lr", "low": 1e-3, "high": 1.0},
-    }
-    raw["training"] = {}
-    sweep = Sweep.parse(raw)
-    folder = Store(str(tmp_path / "runs")).sweep(sweep.id)
-    page = render_page(grid_of(folder, sweep), summarise(grid_of(folder, sweep)))
-    assert "alert(1)</script>" not in page
-    assert "&lt;b&gt;&amp;" in page
-
-
-def test_runs_that_diverged_early_are_not_called_short(tmp_path: Path) -> None:
-    sweep = mlp_sweep(resolution=[2, 2], verdict={"window": 5})
-    folder = Store(str(tmp_path / "runs")).sweep(sweep.id)
-    stored(folder, sweep, [outcome_of(sweep, index, [4.0, math.nan]) for index in range(4)])
-    assert summarise(grid_of(folder, sweep))["biased_points"] == 0
-
-
-def test_short_runs_are_pointed_out(tmp_path: Path) -> None:
-    sweep = mlp_sweep(resolution=[2, 2], verdict={"window": 5})
-    folder = Store(str(tmp_path / "runs")).sweep(sweep.id)
-    stored(folder, sweep, [outcome_of(sweep, index, [4.0, 1.0]) for index in range(4)])
-    grid = grid_of(folder, sweep)
-    summary = summarise(grid)
-    assert summary["biased_points"] == 4
-    assert "4 points made so few steps" in render_page(grid, summary)
 
 
 # --- aggregate ---
@@ -249,6 +325,38 @@ def test_a_pass_writes_the_same_bytes_twice_and_the_numbers_last(tmp_path: Path)
     assert first == again
     assert list(first) == ["map.png", "measure.png", "report.html", "grid.parquet", "analysis.json"]
     assert json.loads(first["analysis.json"])["counts"]["missing"] == 2
+
+
+def test_figures_for_a_paper_are_written_beside_the_page(tmp_path: Path) -> None:
+    grid = mixed_grid(tmp_path)
+    folder, plan = Store(str(tmp_path / "runs")).plan(grid.sweep.id)
+    done = aggregate(folder, plan, colours="safe")
+    assert done.summary["dimension"] is None  # of 2 x 4 points, so there is no fit to draw
+    written = write_figures(folder, done, colours="safe")
+    assert list(written) == ["map.pdf", "map.png"]
+    done.summary.update(rough_summary())
+    done.summary["family"] = {
+        "ancestors": [],
+        "self": {"id": grid.sweep.id},
+        "children": [{"id": "gone-0123456789", "box": [[0, 1], [0, 1]]}],
+    }
+    assert list(write_figures(folder, done))[2:] == ["dimension.pdf", "dimension.png"]
+
+
+def test_a_zoom_s_strip_leads_from_the_first_map_to_its_own_zooms(tmp_path: Path) -> None:
+    grids = [mixed_grid(tmp_path, name=name) for name in ("root", "middle", "leaf")]
+    ids = [grid.sweep.id for grid in grids]
+    folder, plan = Store(str(tmp_path / "runs")).plan(ids[1])
+    done = aggregate(folder, plan)
+    done.summary["family"] = {
+        "ancestors": [{"id": ids[0], "box": None}],
+        "self": {"id": ids[1], "box": [[0, 1], [1, 2]]},
+        "children": [{"id": ids[2], "box": [[0, 1], [2, 3]]}],
+    }
+    levels = zoom_levels(folder, done)
+    assert [level.grid.sweep.id for level in levels] == ids
+    assert [level.boxes for level in levels] == [(((0, 1), (1, 2)),), (((0, 1), (2, 3)),), ()]
+    assert {"zoom.pdf", "zoom.png"} <= set(write_figures(folder, done))
 
 
 def test_the_summary_does_not_depend_on_the_attempts_it_came_from(tmp_path: Path) -> None:
