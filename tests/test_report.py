@@ -18,8 +18,8 @@ from PIL import Image
 from conftest import mlp_sweep
 from fractal_k8s.aggregate import aggregate, grid_table, write_figures, zoom_levels
 from fractal_k8s.analysis.summary import summarise
-from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.cli import report as report_command
+from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.report.colours import ORIGINAL, SAFE, SCHEMES, Scheme, trainability_values
 from fractal_k8s.report.dimension_figure import dimension_figure
 from fractal_k8s.report.figures import (
@@ -95,10 +95,22 @@ def test_a_single_trainable_loss_is_the_best_one(tmp_path: Path) -> None:
 # What people with no long, middle or short cones see of linear RGB (Machado et al. 2009, at full
 # severity).
 VISION = {
-    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
-}  # fmt: skip
+    "protan": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deutan": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritan": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
 
 
 def lab(colour: str, vision: str) -> npt.NDArray[np.float64]:

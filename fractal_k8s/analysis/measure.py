@@ -53,6 +53,19 @@ def _planned(
     )
 
 
+def steps_to_divergence(grid: Grid) -> npt.NDArray[np.int64]:
+    """Finite losses before the first one that is not, -1 where every stored loss is finite.
+
+    A run may go on for some steps after that; shape (rows, columns).
+    """
+    values, offsets = grid.losses()
+    lost = np.flatnonzero(~np.isfinite(values))
+    rows, first = np.unique(np.searchsorted(offsets, lost, side="right") - 1, return_index=True)
+    steps = np.full(grid.sweep.num_points, -1)
+    steps[grid.point_indexes()[rows]] = lost[first] - offsets[rows]
+    return steps.reshape(grid.states.shape)
+
+
 def measures_of(
     losses: npt.NDArray[np.floating],
     starts: npt.NDArray[np.int64],

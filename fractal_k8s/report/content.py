@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from fractal_k8s.analysis.measure import convergence_measure, rank_colours
+from fractal_k8s.analysis.measure import convergence_measure, rank_colours, steps_to_divergence
 from fractal_k8s.report.colours import SCHEMES, Scheme, colour_table
 from fractal_k8s.report.colours import trainability_values as trainability
-from fractal_k8s.report.payload import Curves, packed, rounded, shares
+from fractal_k8s.report.payload import NEVER, Curves, packed, rounded, shares
 from fractal_k8s.report.view import AxisView, axis_views
 from fractal_k8s.results.grid import DIVERGED, STATE_NAMES, TRAINABLE, Grid
 from fractal_k8s.sweep.axes import Knob
@@ -26,7 +26,8 @@ def page_content(
     grid: Grid, summary: Mapping[str, Any], curves: Curves, colours: str
 ) -> tuple[dict[str, Any], str]:
     """The page's data as JSON, and its records as deflated text."""
-    records = packed(_records(grid, summary))
+    lost_at = steps_to_divergence(grid)
+    records = packed(_records(grid, summary, lost_at))
     y, x = axis_views(grid.sweep)
     content = {
         "id": grid.sweep.id,
@@ -41,7 +42,7 @@ def page_content(
         "schemes": {name: _scheme(scheme) for name, scheme in SCHEMES.items()},
         "scheme": colours,
         "lossRange": _span(rounded(grid.final_loss[grid.states == TRAINABLE]), (0.0, 1.0)),
-        "stepsRange": _span(np.maximum(grid.num_losses[grid.states == DIVERGED], 1), (1, 1)),
+        "stepsRange": _span(np.maximum(lost_at[_lost(grid, lost_at)], 1), (1, 1)),
         "arrays": records["arrays"],
         "curves": {key: value for key, value in curves.to_dict().items() if key != "text"},
         "errors": _errors(grid),
@@ -50,7 +51,14 @@ def page_content(
     return content, records["text"]
 
 
-def _records(grid: Grid, summary: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+def _lost(grid: Grid, lost_at: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Diverged points whose stored losses show when."""
+    return np.equal(grid.states, DIVERGED) & (lost_at >= 0)
+
+
+def _records(
+    grid: Grid, summary: Mapping[str, Any], lost_at: npt.NDArray[np.int64]
+) -> dict[str, npt.NDArray[Any]]:
     """One array per fact, points in row-major order."""
     arrays: dict[str, npt.NDArray[Any]] = {
         "states": grid.states.astype(np.uint8),
@@ -62,6 +70,7 @@ def _records(grid: Grid, summary: Mapping[str, Any]) -> dict[str, npt.NDArray[An
         "seconds": rounded(grid.seconds),
         "steps": grid.steps.astype(np.uint32),
         "lossCount": grid.num_losses.astype(np.uint32),
+        "lostAt": np.where(_lost(grid, lost_at), lost_at, NEVER).astype(np.uint32),
     }
     if grid.sweep.spec.seed_policy != "shared":
         seeds = np.zeros(grid.sweep.num_points)

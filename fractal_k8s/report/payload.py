@@ -20,6 +20,9 @@ from fractal_k8s.results.grid import Grid
 NO_CODE: Final = 65535
 _TOP_CODE: Final = 65534
 
+# A step that never came.
+NEVER: Final = 0xFFFFFFFF
+
 # Codes of a loss: 0 is zero or below, the last is not finite, the others are its logarithm.
 _LOSS_CODES: Final = 65533
 _LOSS_NOT_FINITE: Final = 65534

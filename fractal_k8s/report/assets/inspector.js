@@ -23,7 +23,7 @@ function recordOf(records, i, j) {
   if (state >= DIVERGED) lines.push(
     ["first → final loss", digits(records.firstLoss[p], 5) + " → " + digits(records.finalLoss[p], 5)],
     ["last losses / first", digits(records.ratio[p], 5)],
-    ["steps", records.steps[p] + (state === DIVERGED ? ", then not finite" : "")],
+    ["steps", records.steps[p] + (records.lostAt[p] !== NEVER ? ", loss not finite from step " + records.lostAt[p] : "")],
     ["time", digits(records.seconds[p], 3) + " s"]);
   if (data.errors[p]) lines.push(["error", data.errors[p]]);
   if (records.replicaShare && records.replicaShare[p] !== NO_CODE)
@@ -141,7 +141,7 @@ function shape(kind, attributes, text) {
   return element;
 }
 
-// Loss against step on a log scale; crosses at the top are losses that are not finite.
+// Loss against step on a log scale; a cross at the top is where it stops being finite.
 function drawCurve(curve, limit) {
   const width = 340, height = 190, left = 46, right = 8, top = 10, bottom = 30;
   const logs = curve.map(point => point.log).filter(log => log !== null && !Number.isNaN(log));
@@ -169,7 +169,8 @@ function drawCurve(curve, limit) {
       svg.append(shape("polyline", { class: "trace", points }));
     } else svg.append(shape("circle", { class: "dot", cx: across(run[0].step), cy: up(run[0].log), r: 2.5 }));
   }
-  for (const point of curve.filter(point => Number.isNaN(point.log))) {
+  const lost = point => point !== undefined && Number.isNaN(point.log);
+  for (const point of curve.filter((point, k) => lost(point) && !lost(curve[k - 1]))) {
     const x = across(point.step), y = top + 6;
     svg.append(shape("path", { class: "lost", d: "M" + (x - 4) + " " + (y - 4) + "l8 8m0 -8l-8 8" }));
   }

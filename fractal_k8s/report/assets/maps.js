@@ -37,7 +37,7 @@ function panelKinds(records) {
     { id: "stability", title: "Stability", table: "binary", share: p => known(p) ? Number(states[p] > DIVERGED) : null,
       keys: [["diverged", 0], ["stable", 1]] },
     { id: "steps", title: "Steps until divergence", table: "steps",
-      share: p => states[p] === DIVERGED ? between(logSteps, Math.log10(Math.max(records.lossCount[p], 1))) : null,
+      share: p => records.lostAt[p] !== NEVER ? between(logSteps, Math.log10(Math.max(records.lostAt[p], 1))) : null,
       ramp: [0, 1], ends: data.stepsRange.map(value => String(value)) },
     { id: "measure", title: "Convergence speed, ranked", table: "measure", share: coded(records.measure),
       ramp: [0, 1], ends: ["diverges slowly", "converges slowly"] },
