@@ -277,7 +277,7 @@ def test_the_dimension_is_drawn_with_its_interval_and_residuals(tmp_path: Path) 
     assert "D = 1.410 [1.300, 1.500]" in drawing
     assert "95 % interval" in drawing
     assert drawing.count('class="dot"') == 5 + 5 + 4  # counts, residuals, local slopes
-    assert "smooth edge 1.00" in drawing
+    assert "smooth baseline 1.00" in drawing
     assert "95 % interval 1.300 to 1.500" in page
 
 

@@ -100,10 +100,15 @@ def zoom_strip(levels: Sequence[ZoomLevel], scheme: Scheme = ORIGINAL) -> Figure
             values = rank_colours(convergence_measure(level.grid))
             _map(axes, level.grid, values, scheme.measure, (-1.0, 1.0), scheme)
             axes.set_title(level.label)
+            axes.set_xlabel("")
+            axes.set_ylabel("")
             axes.locator_params(nbins=4)
             _draw_boxes(axes, level)
         for axes in panels[len(levels) :]:
             axes.set_axis_off()
+        y, x = axis_views(levels[0].grid.sweep)
+        figure.supxlabel(x.label, fontsize="medium")
+        figure.supylabel(y.label, fontsize="medium")
     return figure
 
 

@@ -103,7 +103,7 @@ def _slopes(panel: _Panel, fit: Fit) -> list[str]:
     for name, value in fit.baselines.items():
         y = panel.up(value)
         parts.append(_line(_LEFT, y, right, y, "baseline"))
-        parts.append(_text(right, y - 4, f"{name} edge {value:.2f}", "tick end"))
+        parts.append(_text(right, y - 4, f"{name} baseline {value:.2f}", "tick end"))
     parts.append(_path(panel, fit.middles, fit.local_slopes, "local"))
     parts += [
         _dot(panel, size, slope, f"side {size:.3g}: slope {slope:.3f}")

@@ -135,10 +135,14 @@ def all_sections(grid: Grid, summary: Summary) -> str:
         ("Sweep", _about(grid, summary)),
     ]
     return "\n".join(
-        f'<section><h2>{heading}</h2><div class="cards">{content}</div></section>'
+        f'<section><h2>{heading}</h2><div class="{_layout(heading)}">{content}</div></section>'
         for heading, content in blocks
         if content
     )
+
+
+def _layout(heading: str) -> str:
+    return "cards edge" if heading == "Edge" else "cards"
 
 
 def _analysis_cards(summary: Summary) -> dict[str, str]:

@@ -25,12 +25,16 @@ function panelKinds(records) {
   const known = p => states[p] >= DIVERGED;
   const between = ([low, high], value) => high > low ? (value - low) / (high - low) : 0.5;
   const logSteps = data.stepsRange.map(Math.log10);
+  // losses over more than a decade are coloured by their logarithm
+  const [least, most] = data.lossRange, byLog = least > 0 && most > 10 * least;
+  const lossShare = loss => byLog ? between(data.lossRange.map(Math.log10), Math.log10(loss)) : between(data.lossRange, loss);
+  const diverges = records.lostAt.some(step => step !== NEVER);
   const kinds = [
     { id: "trainability", title: "Trainability", table: "trainability", share: coded(records.trainability),
-      keys: [["not trainable", 0]], ramp: [0.65, 1], ends: ["highest loss", "lowest loss"] },
+      keys: [["not trainable", 0]], ramp: [0.65, 1], ends: ["high", "low loss"] },
     { id: "loss", title: "Final loss of trainable runs", table: "loss",
-      share: p => states[p] === TRAINABLE ? between(data.lossRange, records.finalLoss[p]) : null,
-      ramp: [0, 1], ends: data.lossRange.map(value => digits(value, 3)) },
+      share: p => states[p] === TRAINABLE ? lossShare(records.finalLoss[p]) : null,
+      ramp: [0, 1], ends: data.lossRange.map(value => digits(value, 3)), note: byLog ? "log scale" : "" },
     { id: "binary", title: "Trainable or not", table: "binary",
       share: p => known(p) ? Number(states[p] === TRAINABLE) : null,
       keys: [["not trainable", 0], ["trainable", 1]] },
@@ -38,7 +42,7 @@ function panelKinds(records) {
       keys: [["diverged", 0], ["stable", 1]] },
     { id: "steps", title: "Steps until divergence", table: "steps",
       share: p => records.lostAt[p] !== NEVER ? between(logSteps, Math.log10(Math.max(records.lostAt[p], 1))) : null,
-      ramp: [0, 1], ends: data.stepsRange.map(value => String(value)) },
+      ...(diverges ? { ramp: [0, 1], ends: data.stepsRange.map(String), note: "log scale" } : { note: "no run diverged" }) },
     { id: "measure", title: "Convergence speed, ranked", table: "measure", share: coded(records.measure),
       ramp: [0, 1], ends: ["diverges slowly", "converges slowly"] },
   ];
@@ -96,6 +100,11 @@ class Panel {
       group.className = "key";
       group.append(low, bar, high);
       parts.push(group);
+    }
+    if (this.kind.note) {
+      const note = document.createElement("span");
+      note.textContent = this.kind.note;
+      parts.push(note);
     }
     const seen = new Set(this.records.states);
     if (seen.has(MISSING)) parts.push(legendKey("missing", null));

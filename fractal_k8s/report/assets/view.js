@@ -58,16 +58,24 @@ function cellAt(edges, position) {
   return low;
 }
 
+// The densest of some usual sets of digits that leaves room, or every n-th decade.
+function logTicks(low, high, most) {
+  for (const set of [[1, 2, 3, 4, 5, 6, 8], [1, 2, 5], [1, 3]]) {
+    const places = [];
+    for (let power = Math.floor(low); power <= high; power++)
+      for (const digit of set) places.push({ at: power + Math.log10(digit), text: digit + "e" + power });
+    const inside = places.filter(({ at }) => at >= low && at <= high);
+    if (inside.length <= most) return inside;
+  }
+  const step = Math.max(1, Math.ceil((high - low) / most));
+  const places = [];
+  for (let power = Math.ceil(low / step) * step; power <= high; power += step) places.push({ at: power, text: "1e" + power });
+  return places;
+}
+
 // Ticks of an axis: positions and texts; `offset` is what every text leaves out, in a deep zoom.
 function ticks(axis, [low, high], most) {
-  const decades = high - low;
-  if (axis.log && decades >= 1.5) {
-    const step = Math.max(1, Math.ceil(decades / most));
-    const first = Math.ceil(low / step) * step;
-    const places = [];
-    for (let power = first; power <= high; power += step) places.push({ at: power, text: "1e" + power });
-    return { places, offset: "" };
-  }
+  if (axis.log && high - low > 0.5) return { places: logTicks(low, high, most), offset: "" };
   const [from, to] = axis.log ? [10 ** low, 10 ** high] : [low, high];
   const raw = (to - from) / most, base = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].find(factor => factor * base >= raw) * base;
