@@ -15,6 +15,8 @@ from fractal_k8s.results.grid import FAILED, MISSING, TRAINABLE, Grid
 Floats = npt.NDArray[np.float64]
 
 NO_VALUE_COLOUR: Final = "#EFEFEF"
+# not trainable, trainable
+BINARY_COLOURS: Final = ("#8B0000", "#00008B")
 # Every stop is a multiple of 1/40 of the scale, so a table of 40 k + 1 colours holds each exactly.
 _TABLE_SIZE: Final = 4001
 
@@ -55,7 +57,7 @@ ORIGINAL: Final = Scheme(
         (0.65, "#4169E1"),
         (1.0, "#00008B"),
     ),
-    binary=("#8B0000", "#00008B"),
+    binary=BINARY_COLOURS,
     failed="#F2A900",
     loss="viridis",
     measure="Spectral",

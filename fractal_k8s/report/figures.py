@@ -34,7 +34,7 @@ _HATCH_COLOUR: Final = "#9A9A9A"
 _MAX_STRIP_COLUMNS: Final = 4
 
 Floats = npt.NDArray[np.float64]
-Box = tuple[tuple[int, int], tuple[int, int]]
+Box = tuple[tuple[float, float], tuple[float, float]]
 
 
 def three_panels(grid: Grid, summary: dict[str, Any], scheme: Scheme = ORIGINAL) -> Figure:
@@ -115,12 +115,19 @@ def zoom_strip(levels: Sequence[ZoomLevel], scheme: Scheme = ORIGINAL) -> Figure
 def _draw_boxes(axes: Axes, level: ZoomLevel) -> None:
     y, x = axis_views(level.grid.sweep)
     for (i0, i1), (j0, j1) in level.boxes:
-        corner = (x.edges[j0], y.edges[i0])
-        size = (x.edges[j1 + 1] - corner[0], y.edges[i1 + 1] - corner[1])
+        left, right = _edges_at(x, j0, j1 + 1)
+        low, high = _edges_at(y, i0, i1 + 1)
+        corner, size = (left, low), (right - left, high - low)
         for width, colour in ((1.8, "black"), (0.8, "white")):
             outline = Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=width)
             outline.set_zorder(_MAP_LAYER + 1)
             axes.add_patch(outline)
+
+
+def _edges_at(axis: AxisView, first: float, last: float) -> tuple[float, float]:
+    """Where two edges of cells lie; a box given by values may lie between cells."""
+    low, high = np.interp([first, last], np.arange(len(axis.edges)), axis.edges)
+    return float(low), float(high)
 
 
 def caption(grid: Grid, summary: dict[str, Any]) -> str:

@@ -187,8 +187,8 @@ class Panel {
   // Rectangle on the canvas of cells i0..i1 x j0..j1, ends included.
   rectangle(box) {
     const { left, top, width, height } = this.plot, [xs, ys] = this.view.span;
-    const across = edge => left + (data.axes.x.edges[edge] - xs[0]) / (xs[1] - xs[0]) * width;
-    const up = edge => top + height - (data.axes.y.edges[edge] - ys[0]) / (ys[1] - ys[0]) * height;
+    const across = edge => left + (edgeAt(data.axes.x.edges, edge) - xs[0]) / (xs[1] - xs[0]) * width;
+    const up = edge => top + height - (edgeAt(data.axes.y.edges, edge) - ys[0]) / (ys[1] - ys[0]) * height;
     return [across(box.j0), up(box.i1 + 1), across(box.j1 + 1) - across(box.j0), up(box.i0) - up(box.i1 + 1)];
   }
 
@@ -252,6 +252,12 @@ class Panel {
     const inside = fx >= 0 && fx <= 1 && fy >= 0 && fy <= 1 && i >= 0 && j >= 0;
     return { fx, fy, cell: inside ? { i, j } : null };
   }
+}
+
+// A box that was given by values may begin between two cells.
+function edgeAt(edges, k) {
+  const below = Math.min(Math.max(Math.floor(k), 0), edges.length - 2);
+  return edges[below] + (k - below) * (edges[below + 1] - edges[below]);
 }
 
 function paletteColour(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
