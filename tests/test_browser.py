@@ -113,8 +113,8 @@ class Page:
             "const b = e.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]",
             f"#{panel} canvas.over",
         )
-        left, top, width, height = box  # margins: 56 left, 10 right, 6 above, 42 below
-        x = left + 56 + fx * (width - 66)
+        left, top, width, height = box  # margins: 62 left, 10 right, 6 above, 42 below
+        x = left + 62 + fx * (width - 72)
         y = top + 6 + (1 - fy) * (height - 48)
         return round(x), round(y)
 

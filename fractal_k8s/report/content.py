@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 
 from fractal_k8s.analysis.measure import convergence_measure, rank_colours, steps_to_divergence
 from fractal_k8s.report.colours import SCHEMES, Scheme, colour_table
@@ -131,9 +130,8 @@ def _span(values: npt.NDArray[Any], empty: tuple[float, float]) -> list[float]:
 
 def _errors(grid: Grid) -> dict[str, str]:
     """What the failed points said, by point index."""
-    rows = grid.table.append_column("index", [grid.point_indexes()])
-    said = rows.filter(pc.is_valid(pc.field("error"))).select(["index", "error"]).to_pylist()
-    return {str(row["index"]): row["error"] for row in said}
+    said = zip(grid.point_indexes(), grid.table.column("error").to_pylist(), strict=True)
+    return {str(index): text for index, text in said if text}
 
 
 def _children(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -37,7 +37,9 @@ def _counts(axes: Axes, fit: Fit) -> None:
         middle = len(fit.sizes) // 2
         line = [fit.line[middle] * (size / fit.sizes[middle]) ** -value for size in fit.sizes]
         style = _BASELINES.get(name, "dotted")
-        axes.plot(fit.sizes, line, color="grey", linestyle=style, label=f"{name} baseline, {value:.2f}")
+        axes.plot(
+            fit.sizes, line, color="grey", linestyle=style, label=f"{name} baseline, {value:.2f}"
+        )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_ylabel("boxes with edge")

@@ -53,6 +53,7 @@ def three_panels(grid: Grid, summary: dict[str, Any], scheme: Scheme = ORIGINAL)
         for axes, title, (values, colours, limits) in zip(panels, PANEL_TITLES, shown, strict=True):
             picture = _map(axes, grid, values, colours, limits, scheme)
             axes.set_title(title)
+            axes.locator_params(axis="x", nbins=5)
             bar = figure.colorbar(picture, ax=axes, orientation="horizontal", aspect=26)
             bar.outline.set_linewidth(0.4)
             if title == PANEL_TITLES[0]:

@@ -54,8 +54,9 @@ def _member(member: Mapping[str, Any]) -> str:
 
 def subtitle(grid: Grid) -> str:
     spec = grid.sweep.spec
+    data = spec.dataset.rpartition("/")[2]
     return (
-        f"{spec.model} on {spec.dataset}: {grid.sweep.y_knob.label} (rows) against "
+        f"{spec.model} on {data}: {grid.sweep.y_knob.label} (rows) against "
         f"{grid.sweep.x_knob.label} (columns)"
     )
 

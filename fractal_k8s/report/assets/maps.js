@@ -1,6 +1,6 @@
 // The panels: one canvas of cells each, sampled nearest, and one above it for marks.
 
-const MARGIN = { left: 56, right: 10, top: 6, bottom: 42 };
+const MARGIN = { left: 62, right: 10, top: 6, bottom: 42 };
 const HATCH = 7;
 
 function rgba(hex) {
