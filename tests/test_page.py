@@ -153,6 +153,13 @@ def test_curves_that_cannot_fit_are_left_out_and_said_to_be(
     assert "left out" in curves.note
 
 
+def test_a_page_of_128_x_128_points_stays_below_10_mb(tmp_path: Path) -> None:
+    page = page_of(mixed_grid(tmp_path))
+    per_point = sum(array.itemsize for array in records(page).values())
+    most = len(page) + payload.CURVE_CHARACTERS + 128 * 128 * per_point * 4 / 3
+    assert most < 10e6  # even if nothing could be deflated
+
+
 # --- the map's numbers ---
 
 

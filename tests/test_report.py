@@ -12,10 +12,12 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 import pytest
+from click.testing import CliRunner
 from matplotlib.colors import to_rgb
 from PIL import Image
 
 from conftest import mlp_sweep
+from fractal_k8s import cli
 from fractal_k8s.aggregate import aggregate, grid_table, write_figures, zoom_levels
 from fractal_k8s.analysis.summary import summarise
 from fractal_k8s.cli import report as report_command
@@ -341,11 +343,15 @@ def test_a_pass_writes_the_same_bytes_twice_and_the_numbers_last(tmp_path: Path)
 
 def test_figures_for_a_paper_are_written_beside_the_page(tmp_path: Path) -> None:
     grid = mixed_grid(tmp_path)
-    folder, plan = Store(str(tmp_path / "runs")).plan(grid.sweep.id)
-    done = aggregate(folder, plan, colours="safe")
-    assert done.summary["dimension"] is None  # of 2 x 4 points, so there is no fit to draw
-    written = write_figures(folder, done, colours="safe")
-    assert list(written) == ["map.pdf", "map.png"]
+    store = str(tmp_path / "runs")
+    typed = ["report", grid.sweep.id, "--store", store, "--colours", "safe", "--json"]
+    printed = CliRunner().invoke(cli.main, typed)
+    written = json.loads(printed.output)
+    assert list(written)[-1] == "map.pdf"  # 2 x 4 points have no dimension, so there is no fit
+    assert '"scheme":"safe"' in Path(written["report.html"]).read_text()
+    folder, plan = Store(store).plan(grid.sweep.id)
+    done = aggregate(folder, plan)
+    assert png(three_panels(grid, done.summary)) != png(three_panels(grid, done.summary, SAFE))
     done.summary.update(rough_summary())
     done.summary["family"] = {
         "ancestors": [],
