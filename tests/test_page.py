@@ -386,7 +386,7 @@ def test_the_research_plan_s_criteria(changes: dict[str, Any], judgements: list[
 
 def test_a_criterion_names_the_number_it_was_judged_by(tmp_path: Path) -> None:
     found = criteria({**rough_summary(), "analyses": {"optimal": OPTIMAL}})
-    assert found[0].reason == "D = 1.410 [1.300, 1.500] lies above a smooth edge's 1.000"
+    assert found[0].reason == "D = 1.410 [1.300, 1.500] lies above a smooth edge's 1"
     assert found[1].reason == "D = 1.410 [1.300, 1.500]"
     assert found[2].reason == "100% of 4 held-out data sizes within 2x"
     page = page_of(mixed_grid(tmp_path), **rough_summary())

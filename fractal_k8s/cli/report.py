@@ -50,8 +50,9 @@ def command(
     store = open_store(store_uri)
     folder, plan = store.plan(sweep_id)
     done = aggregate(folder, plan, allow_mixed=allow_mixed, colours=colours)
-    figures = write_figures(folder, done, allow_mixed=allow_mixed, colours=colours)
-    written = {**done.written, **figures}
+    written = dict(done.written)
+    if "map.png" in written:  # points that make no map have no figures
+        written |= write_figures(folder, done, allow_mixed=allow_mixed, colours=colours)
     if as_json:
         echo_json(written)
     else:

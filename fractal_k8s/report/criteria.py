@@ -12,7 +12,7 @@ Judgement = Literal["passed", "failed", "not judged"]
 DIMENSION_RANGE: Final = (1.3, 2.0)
 # criterion 3: how far a predicted optimum may be off
 OPTIMUM_FACTOR: Final = 2.0
-# dimension of an edge without any roughness, where the map has no measured baseline
+# dimension of an edge without any roughness
 _SMOOTH: Final = 1.0
 
 
@@ -42,14 +42,13 @@ def _against_smooth(summary: Mapping[str, Any]) -> tuple[Judgement, str]:
         return "failed", str(summary.get("refused") or "no edge")
     if summary.get("dimension") is None:
         return "not judged", f"no dimension: {summary.get('refused')}"
-    smooth = float((summary.get("baselines") or {}).get("smooth") or _SMOOTH)
     number = _number(summary)
     interval = summary.get("interval")
     if interval is None:
         return "not judged", f"{number} has no error bar to tell it from a smooth edge's"
-    if interval[0] > smooth:
-        return "passed", f"{number} lies above a smooth edge's {smooth:.3f}"
-    return "failed", f"{number} cannot be told from a smooth edge's {smooth:.3f}"
+    if interval[0] > _SMOOTH:
+        return "passed", f"{number} lies above a smooth edge's {_SMOOTH:g}"
+    return "failed", f"{number} cannot be told from a smooth edge's {_SMOOTH:g}"
 
 
 def _quantitative(summary: Mapping[str, Any]) -> Criterion:
