@@ -69,6 +69,7 @@ def driver() -> Iterator[Any]:
     for argument in (
         "--headless=new",
         "--no-sandbox",
+        "--disable-dev-shm-usage",
         "--disable-background-networking",
         "--disable-component-update",
         "--disable-sync",
