@@ -76,8 +76,8 @@ def pin(sweep: Sweep) -> Sweep:
     Raises:
         FractalError: files are missing, damaged, or do not fit together.
     """
-    if sweep.model == "mlp":
-        return sweep
+    if sweep.model != "gpt":
+        return sweep  # made from its seed, not from files
     from fractal_k8s.train.gpt import load_materials
 
     materials = load_materials(sweep)

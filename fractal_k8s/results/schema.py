@@ -164,12 +164,9 @@ def _check_points(sweep: Sweep, table: pa.Table, source: str) -> None:
     inside = (i >= 0) & (i < sweep.rows) & (j >= 0) & (j < sweep.columns)
     if not inside.all():
         raise CorruptError(f"{source}: holds a point outside {sweep.rows} x {sweep.columns}")
-    for knob, values, index in (
-        (sweep.y_knob, sweep.y_values, i),
-        (sweep.x_knob, sweep.x_values, j),
-    ):
-        found = table.column(knob.name).to_numpy()
-        if not np.array_equal(found, np.array(values)[index]):
+    expected = sweep.values_of(i.astype(np.int64) * sweep.columns + j)
+    for knob, values in zip((sweep.y_knob, sweep.x_knob), expected, strict=True):
+        if not np.array_equal(table.column(knob.name).to_numpy(), values):
             raise CorruptError(f"{source}: its {knob.name} are not those of {sweep.id}")
 
 

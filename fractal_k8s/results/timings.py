@@ -20,7 +20,7 @@ from fractal_k8s.sweep.deal import representatives
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.pace import Measured, Pace, fit, lanes_of
 from fractal_k8s.sweep.plan import planned_steps
-from fractal_k8s.sweep.training import GPTTraining, Training
+from fractal_k8s.sweep.training import GPTTraining, MLPTraining, Training
 
 # A forecast reads the most recent sweeps until it has seen this many points.
 _ENOUGH_POINTS: Final = 50_000
@@ -136,11 +136,13 @@ def _work(sweep: Sweep) -> tuple[object, ...]:
             # steps that depend on the data are known for these tokens only
             (training.tokens, sweep.y_knob.name, sweep.x_knob.name) if counted else None,
         )
-    return (
-        sweep.model,
-        training.width,
-        training.num_examples,
-        training.nonlinearity,
-        training.minibatch,
-        training.dtype,
-    )
+    if isinstance(training, MLPTraining):
+        return (
+            sweep.model,
+            training.width,
+            training.num_examples,
+            training.nonlinearity,
+            training.minibatch,
+            training.dtype,
+        )
+    return (sweep.model, training.ripple, training.dtype)

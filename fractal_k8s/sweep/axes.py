@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Final, Literal
 
 from pydantic import field_validator, model_validator
 
 from fractal_k8s.sweep.base import Spec
-from fractal_k8s.sweep.points import Scale, axis_values
+from fractal_k8s.sweep.points import Scale, axis_value, axis_values
 from fractal_k8s.sweep.training import GPTTraining, MLPTraining, Training
+
+Model = Literal["mlp", "gpt", "quadratic"]
 
 # what else of a run a knob decides, besides the numbers it writes
 STEPS: Final = "steps"
@@ -29,7 +32,7 @@ class Knob:
     """
 
     name: str
-    model: Literal["mlp", "gpt"]
+    model: Model
     kind: Literal["rate", "count", "fraction", "amount", "offset"]
     label: str
     writes: tuple[str, ...]
@@ -43,7 +46,7 @@ class Knob:
     replaces: bool = True
 
 
-def _plain(name: str, model: Literal["mlp", "gpt"], kind: Any, label: str, **more: Any) -> Knob:
+def _plain(name: str, model: Model, kind: Any, label: str, **more: Any) -> Knob:
     """A knob that writes the key of its own name."""
     cast = int if kind == "count" else float
 
@@ -86,6 +89,8 @@ _TABLE = (
     _plain("output_lr", "mlp", "rate", "output layer learning rate"),
     Knob("lr", "mlp", "rate", "learning rate", _MLP_RATES, _both_layers),
     _plain("init_offset", "mlp", "offset", "input layer weight offset"),
+    _plain("first_lr", "quadratic", "rate", "first coordinate learning rate"),
+    _plain("second_lr", "quadratic", "rate", "second coordinate learning rate"),
 )
 
 KNOBS: dict[tuple[str, str], Knob] = {(knob.model, knob.name): knob for knob in _TABLE}
@@ -173,6 +178,13 @@ class Axis(Spec):
         if knob.kind == "count":
             return tuple(float(round(value)) for value in values)
         return values
+
+    def value_at(self, knob: Knob, share: float) -> float:
+        """The exact value at a share of the range, 0 = low and 1 = high; not for a list."""
+        assert self.low is not None  # whoever asks has checked that the axis is a range
+        assert self.high is not None
+        value = axis_value(self.low, self.high, self.spacing(knob), Fraction(share))
+        return float(round(value)) if knob.kind == "count" else value
 
 
 def _unfit(knob: Knob, scale: Scale, value: float) -> str | None:

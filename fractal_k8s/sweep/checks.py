@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from fractal_k8s.sweep.axes import KNOBS, Axis, Knob, effect_problem, knob_names, near
 from fractal_k8s.sweep.base import Spec
-from fractal_k8s.sweep.points import coinciding
+from fractal_k8s.sweep.points import coinciding, representable_values
+from fractal_k8s.sweep.scatter import Cells, Pairs, can_be_moved
 from fractal_k8s.sweep.training import Training
 
 T = TypeVar("T")
@@ -35,13 +36,17 @@ class Parts:
     training: Training | None = None
     seed: int = 0
     seed_policy: str = "shared"
+    scatter: Pairs | Cells | None = None
 
     def knob(self, axis: Axis) -> Knob | None:
         return KNOBS.get((self.model or "", axis.knob))
 
     def count(self, name: str) -> int | None:
-        """Points on an axis."""
-        return None if self.resolution is None else self.resolution[0 if name == "y" else 1]
+        """Points on an axis; None where it is unknown, or where points are drawn along it."""
+        plane = self.resolution
+        if self.scatter is not None:
+            plane = self.scatter.plane if isinstance(self.scatter, Cells) else None
+        return None if plane is None else plane[0 if name == "y" else 1]
 
 
 def sound(kind: type[T], value: object) -> T | None:
@@ -60,6 +65,7 @@ def grid_problems(parts: Parts) -> list[str]:
         problems += found or list(_neighbour_problems(parts, name, axis))
     for one, other in combinations(parts.axes.values(), 2):
         problems += _overlap_problems(parts, one, other)
+    problems += _scatter_problems(parts)
     return [*problems, *_name_problems(parts), *_seed_problems(parts)]
 
 
@@ -87,15 +93,81 @@ def _neighbour_problems(parts: Parts, name: str, axis: Axis) -> Iterator[str]:
     if knob is None or count is None or parts.training is None:
         return
     values = axis.points(knob, count)
-    dtype = "float64" if knob.kind == "count" else parts.training.rate_dtype
-    pair = coinciding(values, dtype)
+    pair = coinciding(values, _grain(knob, parts.training))
     if pair is not None:
-        grain = "whole numbers" if knob.kind == "count" else dtype
+        grain = "whole numbers" if knob.kind == "count" else parts.training.rate_dtype
         yield (
             f"axes.{name}: {len(values)} points are finer than {grain} can separate: "
             f"{pair[0]!r} and {pair[1]!r} are one {knob.name}; "
             "widen the range or lower the resolution"
         )
+
+
+def _grain(knob: Knob, training: Training) -> str:
+    """The dtype in which two values of a knob must differ."""
+    return "float64" if knob.kind == "count" else training.rate_dtype
+
+
+def separable_values(axis: Axis, knob: Knob, training: Training, count: int) -> int:
+    """How many different values the trainer can tell apart between an axis's ends.
+
+    An axis of `count` points needs at least that many, and a zoom many times as many if its points
+    are not to fall on neighbouring numbers.
+    """
+    values = axis.points(knob, count)
+    if knob.kind == "count":
+        return int(values[-1] - values[0]) + 1
+    return representable_values(values[0], values[-1], training.rate_dtype)
+
+
+# A partner should be this many representable numbers away at least.
+_MIN_ULPS: Final = 8
+
+
+def _scatter_problems(parts: Parts) -> Iterator[str]:
+    scatter = parts.scatter
+    if isinstance(scatter, Pairs):
+        yield from _pair_problems(parts, scatter)
+    elif isinstance(scatter, Cells):
+        yield from _cell_problems(parts, scatter)
+
+
+def _pair_problems(parts: Parts, pairs: Pairs) -> Iterator[str]:
+    if parts.resolution is not None and parts.resolution[1] != pairs.columns:
+        yield (
+            f"resolution: {parts.resolution[1]} columns, but a base and its partners at "
+            f"{len(pairs.distances)} distances are {pairs.columns}"
+        )
+    for name, axis in parts.axes.items():
+        knob = parts.knob(axis)
+        if knob is None or parts.training is None:
+            continue
+        if axis.values is not None:
+            yield f"axes.{name}: pairs are drawn from a range; give low and high instead of values"
+        elif knob.kind == "count":
+            yield f"axes.{name}: pairs need values between whole numbers, which {knob.name} has not"
+        else:
+            between = separable_values(axis, knob, parts.training, 2)
+            if between * pairs.distances[0] < _MIN_ULPS:
+                yield (
+                    f"scatter.distances: {pairs.distances[0]!r} of axes.{name} is finer than "
+                    f"{parts.training.rate_dtype} can separate; widen the range or the distances"
+                )
+
+
+def _cell_problems(parts: Parts, cells: Cells) -> Iterator[str]:
+    rows = [index for _, index in cells.rows]
+    if parts.resolution is not None and tuple(parts.resolution) != (len(rows), len(cells.ulps)):
+        yield (
+            f"resolution: {parts.resolution[0]} x {parts.resolution[1]}, but scatter.cells and "
+            f"scatter.ulps are {len(rows)} x {len(cells.ulps)}"
+        )
+    points = cells.plane[0] * cells.plane[1]
+    if max(rows) >= points:
+        yield f"scatter.cells: point {max(rows)} is outside the plane's {points:,} points"
+    knobs = [parts.knob(axis) for axis in parts.axes.values()]
+    if any(cells.ulps) and all(knob and not can_be_moved(knob) for knob in knobs):
+        yield "scatter.ulps: neither axis is a rate that can be moved; give ulps = [0]"
 
 
 def _overlap_problems(parts: Parts, one: Axis, other: Axis) -> Iterator[str]:
@@ -130,7 +202,7 @@ def _name_problems(parts: Parts) -> Iterator[str]:
 def _seed_problems(parts: Parts) -> Iterator[str]:
     if parts.seed_policy != "per-point" or parts.resolution is None:
         return
-    rows, columns = parts.resolution
+    rows, columns = parts.scatter.plane if isinstance(parts.scatter, Cells) else parts.resolution
     if columns > 1000:
         yield (
             f"seed_policy: per-point seeds (seed + 1000 i + j) collide at {columns} columns, "

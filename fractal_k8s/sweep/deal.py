@@ -14,6 +14,7 @@ from pydantic import AfterValidator, PositiveInt
 from fractal_k8s.errors import UsageError
 from fractal_k8s.sweep.base import Spec
 from fractal_k8s.sweep.definition import Sweep
+from fractal_k8s.sweep.intervals import format_intervals, parse_intervals
 from fractal_k8s.sweep.training import GPTTraining, Training
 
 Indexes = npt.NDArray[np.int64]
@@ -45,7 +46,7 @@ def representatives(sweep: Sweep) -> Indexes:
     alone = sweep.spec.seed_policy == "per-point" or not (y_derived or x_derived)
     if alone or sweep.training.num_steps() is None:
         return np.arange(rows * columns, dtype=np.int64)
-    if y_derived and x_derived:
+    if sweep.is_scattered or (y_derived and x_derived):
         keys = [_experiment(sweep.training_at(sweep.point(p))) for p in range(rows * columns)]
         return np.array(_first_of_equals(keys), dtype=np.int64)
     first_row, first_column = np.arange(rows), np.arange(columns)
@@ -192,37 +193,3 @@ class Dealt:
         wanted = np.zeros(self.sweep.num_points, dtype=bool)
         wanted[self.representatives[missing]] = True
         return format_intervals(np.flatnonzero(wanted[self.order]))
-
-
-def format_intervals(positions: npt.ArrayLike) -> str:
-    """Rising whole numbers as "0-3,7,8": runs of three or more are shortened.
-
-    The grammar is that of a Job's completedIndexes (kubernetes indexed_job_utils.go).
-    """
-    numbers = np.asarray(positions, dtype=np.int64)
-    if not len(numbers):
-        return ""
-    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
-    texts = [
-        f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(str(number) for number in run)
-        for run in runs
-    ]
-    return ",".join(texts)
-
-
-def parse_intervals(text: str) -> Indexes:
-    """The numbers of "0-3,7,8", rising.
-
-    Raises:
-        ValueError: the text does not follow the grammar, or does not rise.
-    """
-    parts = []
-    for piece in text.split(",") if text else []:
-        first, dash, last = piece.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise ValueError(f"{piece!r} is neither a number nor a range such as 4-9")
-        parts.append(np.arange(int(first), int(last or first) + 1, dtype=np.int64))
-    numbers = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
-    if np.any(np.diff(numbers) <= 0) or any(len(part) == 0 for part in parts):
-        raise ValueError(f"{text!r} does not rise")
-    return numbers

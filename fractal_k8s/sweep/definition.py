@@ -8,6 +8,8 @@ import re
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from fractal_k8s.errors import SweepError
@@ -16,12 +18,15 @@ from fractal_k8s.sweep.base import Spec
 from fractal_k8s.sweep.checks import ID_DIGITS, SEEDS, Parts, grid_problems, readable, sound
 from fractal_k8s.sweep.points import Point
 from fractal_k8s.sweep.rule import VerdictRule
-from fractal_k8s.sweep.training import GPTTraining, MLPTraining, Training
+from fractal_k8s.sweep.scatter import Cells, Pairs, Scatter, cell_positions, pair_positions
+from fractal_k8s.sweep.training import GPTTraining, MLPTraining, QuadraticTraining, Training
 
 # Raised when the meaning of a key or a default changes; part of what the id hashes.
 FORMAT: Final = 1
 
 MAX_POINTS: Final = 1 << 24
+
+Floats = npt.NDArray[np.float64]
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 
@@ -47,6 +52,8 @@ class _Sweep(Spec):
     # or seed + 1000 i + j
     seed_policy: Literal["shared", "per-point"] = "shared"
     verdict: VerdictRule = VerdictRule()
+    # points that are no product of the axes; None = a map
+    scatter: Scatter | None = None
     # sha256 of the weights and of the data that a launch found; None before a launch
     checkpoint_digest: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     dataset_digest: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
@@ -90,15 +97,34 @@ class GPTSweep(_Sweep):
     training: GPTTraining = GPTTraining()
 
 
-_ADAPTER: TypeAdapter[MLPSweep | GPTSweep] = TypeAdapter(
-    Annotated[MLPSweep | GPTSweep, Field(discriminator="model")]
-)
+class QuadraticSweep(_Sweep):
+    """A sweep of the null model: a quadratic, plain or rippled."""
+
+    model: Literal["quadratic"]
+    checkpoint: None = None
+    dataset: Literal["none"] = "none"
+    training: QuadraticTraining = QuadraticTraining()
+
+
+AnySweep = MLPSweep | GPTSweep | QuadraticSweep
+_KINDS: Final[dict[str, type[Spec]]] = {
+    "mlp": MLPSweep,
+    "gpt": GPTSweep,
+    "quadratic": QuadraticSweep,
+}
+_TRAININGS: Final[dict[str, type[Training]]] = {
+    "mlp": MLPTraining,
+    "gpt": GPTTraining,
+    "quadratic": QuadraticTraining,
+}
+
+_ADAPTER: TypeAdapter[AnySweep] = TypeAdapter(Annotated[AnySweep, Field(discriminator="model")])
 
 
 class Sweep:
     """A validated sweep, with its points. Build it with `Sweep.parse`."""
 
-    def __init__(self, spec: MLPSweep | GPTSweep, version: int = FORMAT) -> None:
+    def __init__(self, spec: AnySweep, version: int = FORMAT) -> None:
         self.spec = spec
         # the sweep format it was written in, which its id was made with
         self.version = version
@@ -113,7 +139,7 @@ class Sweep:
         try:
             spec = _ADAPTER.validate_python(raw)
         except ValidationError as error:
-            problems = readable(error, raw, {"mlp": MLPSweep, "gpt": GPTSweep})
+            problems = readable(error, raw, _KINDS)
             raise SweepError(problems + grid_problems(_sound_parts(raw)), source=source) from None
         sweep = cls(spec, version)
         if problems := grid_problems(sweep._parts()):
@@ -205,16 +231,45 @@ class Sweep:
 
     @cached_property
     def y_values(self) -> tuple[float, ...]:
-        """Values of the row axis, shape (rows,)."""
+        """Values of the row axis, shape (rows,); of a scattered sweep all that occur, rising."""
+        if self.is_scattered:
+            return tuple(sorted({y for y, _ in self._positions}))
         return self.spec.axes.y.points(self.y_knob, self.rows)
 
     @cached_property
     def x_values(self) -> tuple[float, ...]:
-        """Values of the column axis, shape (columns,)."""
+        """Values of the column axis, shape (columns,); of a scattered sweep all, rising."""
+        if self.is_scattered:
+            return tuple(sorted({x for _, x in self._positions}))
         return self.spec.axes.x.points(self.x_knob, self.columns)
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether its points are something else than the product of two axes."""
+        return self.spec.scatter is not None
+
+    @cached_property
+    def _positions(self) -> list[tuple[float, float]]:
+        """(y, x) of every point of a scattered sweep, by index."""
+        spec, scatter = self.spec, self.spec.scatter
+        axes = (spec.axes.y, self.y_knob), (spec.axes.x, self.x_knob)
+        if isinstance(scatter, Pairs):
+            return pair_positions(scatter, axes, spec.seed, self.rows)
+        assert isinstance(scatter, Cells)  # a sweep that is not scattered has axes to ask
+        return cell_positions(scatter, axes, self.training.rate_dtype)
+
+    def values_of(self, index: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """The y and the x values of some points, each of the shape of `index`."""
+        if self.is_scattered:
+            positions = np.array(self._positions)
+            return positions[index, 0], positions[index, 1]
+        i, j = np.divmod(index, self.columns)
+        return np.array(self.y_values)[i], np.array(self.x_values)[j]
 
     def point(self, index: int) -> Point:
         i, j = divmod(index, self.columns)
+        if self.is_scattered:
+            return Point(index, i, j, *self._positions[index])
         return Point(index, i, j, self.y_values[i], self.x_values[j])
 
     def training_at(self, point: Point) -> Training:
@@ -224,7 +279,10 @@ class Sweep:
     def run_seed(self, point: Point) -> int:
         if self.spec.seed_policy == "shared":
             return self.spec.seed
-        return self.spec.seed + 1000 * point.i + point.j
+        i, j = point.i, point.j
+        if isinstance(self.spec.scatter, Cells):  # the seed that the plane has there
+            i, j = divmod(self.spec.scatter.rows[point.i][1], self.spec.scatter.plane[1])
+        return self.spec.seed + 1000 * i + j
 
     def _parts(self) -> Parts:
         spec = self.spec
@@ -236,17 +294,15 @@ class Sweep:
             training=spec.training,
             seed=spec.seed,
             seed_policy=spec.seed_policy,
+            scatter=spec.scatter,
         )
 
 
 def _sound_parts(raw: dict[str, Any]) -> Parts:
     """The parts of a sweep with mistakes that are valid by themselves."""
     axes, name, model = (raw.get(key) for key in ("axes", "name", "model"))
-    training: Training | None = None
-    if model == "mlp":
-        training = sound(MLPTraining, raw.get("training", {}))
-    elif model == "gpt":
-        training = sound(GPTTraining, raw.get("training", {}))
+    kind = _TRAININGS.get(str(model))
+    training = None if kind is None else sound(kind, raw.get("training", {}))
     found: dict[str, Axis] = {}
     for key in ("y", "x"):
         axis = sound(Axis, axes.get(key)) if isinstance(axes, dict) else None
@@ -256,8 +312,9 @@ def _sound_parts(raw: dict[str, Any]) -> Parts:
     too_large = resolution is not None and resolution[0] * resolution[1] > MAX_POINTS
     return Parts(
         name=name if isinstance(name, str) else None,
-        model=model if model in ("mlp", "gpt") else None,
+        model=model if model in _KINDS else None,
         axes=found,
         resolution=None if too_large else resolution,
         training=training,
+        scatter=sound(Scatter, raw.get("scatter")),  # type: ignore[arg-type]  # a kind of both
     )

@@ -222,6 +222,9 @@ def _steps(sweep: Sweep) -> npt.NDArray[np.int64] | None:
     """Steps of each point, shape (rows, columns); None where they depend on the data."""
     if sweep.training.num_steps() is None:
         return None
+    if sweep.is_scattered:
+        counts = [_count(sweep, sweep.training_at(sweep.point(p))) for p in range(sweep.num_points)]
+        return np.array(counts).reshape(sweep.rows, sweep.columns)
     by_row = [_count(sweep, sweep.y_knob.turn(sweep.training, value)) for value in sweep.y_values]
     by_column = [
         _count(sweep, sweep.x_knob.turn(sweep.training, value)) for value in sweep.x_values

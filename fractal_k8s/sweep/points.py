@@ -43,9 +43,13 @@ def axis_values(low: float, high: float, scale: Scale, count: int) -> tuple[floa
     """
     if count < 2:
         raise ValueError(f"an axis over a range needs at least 2 points, got {count}")
-    inner = _log_value if scale == "log" else _linear_value
-    middle = [inner(low, high, Fraction(k, count - 1)) for k in range(1, count - 1)]
+    middle = [axis_value(low, high, scale, Fraction(k, count - 1)) for k in range(1, count - 1)]
     return (low, *middle, high)
+
+
+def axis_value(low: float, high: float, scale: Scale, share: Fraction) -> float:
+    """The correctly rounded value at a share of the range; 0 is low, 1 is high."""
+    return (_log_value if scale == "log" else _linear_value)(low, high, share)
 
 
 def _log_value(low: float, high: float, share: Fraction) -> float:
@@ -68,6 +72,20 @@ def coinciding(values: Sequence[float], dtype: str) -> tuple[float, float] | Non
         if cast[k] == cast[k - 1]:
             return values[k - 1], values[k]
     return None
+
+
+def representable_values(low: float, high: float, dtype: str) -> int:
+    """How many numbers of `dtype` ("float32" or "float64") lie in low..high, both included."""
+    first, last = (_rank(value, dtype) for value in (low, high))
+    return last - first + 1
+
+
+def _rank(value: float, dtype: str) -> int:
+    """The value's place among all numbers of its dtype: neighbours differ by 1."""
+    codes = ("f", "i") if dtype == "float32" else ("d", "q")
+    value = _float32(value) if dtype == "float32" else value
+    bits: int = struct.unpack(codes[1], struct.pack(codes[0], abs(value)))[0]
+    return -bits if value < 0 else bits
 
 
 def _float32(value: float) -> float:

@@ -110,6 +110,8 @@ class GPTTraining(Spec):
     final_lr_frac: float = Field(default=0.0, ge=0, le=1)
     # largest global gradient norm; None = no clipping
     clip_norm: PositiveFloat | None = None
+    # rows in the order of the file, or shuffled by the run's seed
+    data_order: Literal["file", "shuffled"] = "file"
     # dtype of activations and matrix products; weights and optimizer state are float32
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -135,4 +137,33 @@ class GPTTraining(Spec):
         return tuple(group for group in GROUPS if group in groups)
 
 
-Training = MLPTraining | GPTTraining
+class QuadraticTraining(Spec):
+    """Gradient descent on a quadratic of two coordinates: the null model of every map.
+
+    With curvature 2 in each coordinate and a coupling c the loss is w1^2 + w2^2 + c w1 w2. A ripple
+    of amplitude e and wavelength l adds e (1 + cos(2 pi w / l)) for each coordinate w, or multiplies
+    each w^2 by 1 + e cos(2 pi w / l) (arXiv:2406.13971). Without a ripple the edge is a smooth
+    curve; an additive ripple makes the loss non-convex from e / l^2 = 1 / (2 pi^2) = 0.0507 on.
+    """
+
+    # gradient steps per point
+    steps: PositiveInt = 100
+    # how strongly one coordinate pulls on the other; 0 makes the edge two straight lines
+    coupling: float = Field(default=1.0, gt=-2, lt=2)
+    ripple: Literal["additive", "multiplicative"] | None = None
+    amplitude: PositiveFloat = 0.05
+    wavelength: PositiveFloat = 0.2
+    # learning rates of the two coordinates
+    first_lr: Rate = 0.1
+    second_lr: Rate = 0.1
+    dtype: Literal["float64", "float32"] = "float64"
+
+    @property
+    def rate_dtype(self) -> str:
+        return self.dtype
+
+    def num_steps(self) -> int | None:
+        return self.steps
+
+
+Training = MLPTraining | GPTTraining | QuadraticTraining

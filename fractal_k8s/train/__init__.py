@@ -41,6 +41,10 @@ def open_trainer(sweep: Sweep) -> Trainer:
         from fractal_k8s.train.mlp import MLPTrainer
 
         return MLPTrainer(sweep)
+    if sweep.model == "quadratic":
+        from fractal_k8s.train.quadratic import QuadraticTrainer
+
+        return QuadraticTrainer(sweep)
     from fractal_k8s.train.gpt import GPTTrainer
 
     return GPTTrainer(sweep)

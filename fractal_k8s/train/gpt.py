@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ from fractal_k8s.train.determinism import make_deterministic
 from fractal_k8s.train.environment import describe, training_device
 from fractal_k8s.train.optimizers import build_optimizers, is_trained
 from fractal_k8s.train.schedule import multiplier
+
+_ORDER_STREAM: Final = 4
 
 
 @dataclass(frozen=True)
@@ -151,12 +154,10 @@ class GPTTrainer:
             for name, parameter in self.parameters.items()
             if parameter.requires_grad
         }
-        self.batches = Batches(
-            materials.rows.rows,
-            self.training.batch_size,
-            materials.tokenizer.special["<|assistant_end|>"],
-            self.device,
-        )
+        self._rows = materials.rows.rows
+        self._pad_id = materials.tokenizer.special["<|assistant_end|>"]
+        self.batches = self._batches(sweep.spec.seed)
+        self._batches_seed = sweep.spec.seed
         self.environment = describe(self.device, dtype=self.training.dtype, mode="padded")
 
     def train(self, points: Sequence[Point], beat: Beat = no_beat) -> Iterator[Outcome]:
@@ -168,6 +169,19 @@ class GPTTrainer:
             except (RuntimeError, MemoryError) as error:  # out of memory, a lost device
                 outcome = self._failed(point, error, time.perf_counter() - began)
             yield outcome
+
+    def _batches(self, seed: int) -> Batches:
+        """The batches of a run: in the file's order, or in the order that its seed draws."""
+        rows = self._rows
+        if self.training.data_order == "shuffled":
+            order = np.random.RandomState([seed, _ORDER_STREAM]).permutation(len(rows))
+            rows = [rows[k] for k in order]
+        return Batches(rows, self.training.batch_size, self._pad_id, self.device)
+
+    def _take_order(self, seed: int) -> None:
+        """Makes `batches` those of a run's seed; seeds differ between points only if asked to."""
+        if self.training.data_order == "shuffled" and seed != self._batches_seed:
+            self.batches, self._batches_seed = self._batches(seed), seed
 
     def num_steps(self, training: GPTTraining) -> int:
         steps = training.num_steps()
@@ -185,6 +199,7 @@ class GPTTrainer:
     def _train_point(self, point: Point, began: float, beat: Beat) -> Outcome:
         training = self.sweep.training_at(point)
         assert isinstance(training, GPTTraining)  # knobs of a gpt sweep turn a gpt config
+        self._take_order(self.sweep.run_seed(point))
         steps = self.num_steps(training)
         self._reset()
         optimizers = build_optimizers(self.parameters, training, self.model.config.n_embd)
