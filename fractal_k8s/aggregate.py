@@ -47,7 +47,8 @@ def aggregate(
 ) -> Aggregation:
     """Writes the summary of a sweep: pictures, page, grid and, last, the numbers.
 
-    The same outcomes give the same bytes, whatever the attempts they came from.
+    The same outcomes give the same bytes, whatever the attempts they came from. Scattered points
+    have no pictures and no page.
 
     Args:
         folder: where it is stored.
@@ -55,6 +56,8 @@ def aggregate(
         allow_mixed: accept points of different numerics classes as one map.
         colours: one of `report.colours.SCHEMES`.
     """
+    if plan.sweep.is_scattered:
+        return _aggregate_scattered(folder, plan, allow_mixed)
     from fractal_k8s.report.colours import SCHEMES
     from fractal_k8s.report.figures import study_picture, three_panels
     from fractal_k8s.report.page import render_page
@@ -70,9 +73,25 @@ def aggregate(
         "report.html": folder.put_summary("report.html", page.encode()),
         "grid.parquet": folder.put_summary("grid.parquet", schema.to_bytes(grid_table(grid))),
     }
-    text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
-    written[SUMMARY_FILE] = folder.put_summary(SUMMARY_FILE, text.encode())
+    written[SUMMARY_FILE] = folder.put_summary(SUMMARY_FILE, _json(summary))
     return Aggregation(grid, summary, written)
+
+
+def _aggregate_scattered(folder: SweepStore, plan: Plan, allow_mixed: bool) -> Aggregation:
+    """The numbers of a pilot or of controls, and the pilot's result as a note."""
+    grid = read_grid(folder, plan, allow_mixed=allow_mixed)
+    summary = summarise(grid, notes=folder.notes())
+    if pilot := summary["analyses"].get("pilot"):
+        folder.put_note("pilot", pilot)
+        summary["notes"]["pilot"] = pilot
+    table = schema.to_bytes(grid_table(grid))
+    written = {"grid.parquet": folder.put_summary("grid.parquet", table)}
+    written[SUMMARY_FILE] = folder.put_summary(SUMMARY_FILE, _json(summary))
+    return Aggregation(grid, summary, written)
+
+
+def _json(summary: dict[str, Any]) -> bytes:
+    return (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode()
 
 
 def write_figures(
@@ -80,11 +99,14 @@ def write_figures(
 ) -> dict[str, str]:
     """Figures for a paper, as vector PDF and as PNG: map, dimension fit, strip of zooms.
 
-    The fit is left out where no boxes were counted, the strip where the map has no family.
+    The fit is left out where no boxes were counted, the strip where the map has no family, and
+    everything where the points are scattered.
 
     Returns:
         name of the file -> path or URI.
     """
+    if done.grid.sweep.is_scattered:
+        return {}
     from fractal_k8s.report.colours import SCHEMES
     from fractal_k8s.report.dimension_figure import dimension_figure
     from fractal_k8s.report.figures import three_panels, zoom_strip

@@ -11,11 +11,14 @@ from fractal_k8s.analysis.boundary import Mask
 from fractal_k8s.analysis.box_dimension import METHODS
 from fractal_k8s.analysis.registry import run_analyses
 from fractal_k8s.analysis.subject import Subject
+from fractal_k8s.errors import UsageError
 from fractal_k8s.results.grid import NOT_TRAINABLE, TRAINABLE, Grid
 from fractal_k8s.results.verdict import window_holds_first_loss
 from fractal_k8s.sweep.deal import representatives
 
 DEFAULT_METHOD: Final = "windows"
+# the only analysis that needs no map
+_OF_SCATTERED: Final = "pilot"
 
 
 def summarise(
@@ -72,6 +75,8 @@ def summarise_mask(
 
 def _measured(subject: Subject, method: str, only: tuple[str, ...]) -> dict[str, Any]:
     """The edge's dimension, whose keys stand at the top, and every analysis under its name."""
+    if subject.grid is not None and subject.grid.sweep.is_scattered:
+        return _scattered(subject, subject.grid.sweep.id, method, only)
     results = run_analyses(subject, only)
     if method == DEFAULT_METHOD:
         edge = results.get("dimension", {})
@@ -79,6 +84,25 @@ def _measured(subject: Subject, method: str, only: tuple[str, ...]) -> dict[str,
         edge = METHODS[method](subject.labels, subject.known).to_dict()
     exponent = results.get("uncertainty", {}).get("exponent")
     return {**edge, "uncertainty_exponent": exponent, "analyses": results}
+
+
+def _scattered(
+    subject: Subject, sweep_id: str, method: str, only: tuple[str, ...]
+) -> dict[str, Any]:
+    """What can be said of points that are not a map.
+
+    Raises:
+        UsageError: something was asked for that needs a map.
+    """
+    reason = f"the points of {sweep_id} are scattered and not a map"
+    if method != DEFAULT_METHOD or set(only) - {_OF_SCATTERED}:
+        raise UsageError(f"{reason}; its only analysis is {_OF_SCATTERED}")
+    return {
+        "dimension": None,
+        "refused": reason,
+        "uncertainty_exponent": None,
+        "analyses": run_analyses(subject, (_OF_SCATTERED,)),
+    }
 
 
 def _share(labels: Mask, known: Mask) -> float | None:

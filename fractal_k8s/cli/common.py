@@ -198,8 +198,8 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def _dimension_lines(summary: dict[str, Any]) -> list[str]:
-    if "dimension" not in summary:
-        return []  # another analysis was asked for
+    if "boundary_pixels" not in summary:
+        return []  # another analysis was asked for, or there is no map
     what = "cells of the set" if summary["method"] == "aligned" else "boundary pixels"
     lines = [f"  {what} {summary['boundary_pixels']:,}"]
     if summary["dimension"] is None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from fractal_k8s.sweep.definition import Sweep
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_PLACES: Final = (("picture", "map.png"), ("colours", "measure.png"), ("page", "report.html"))
 
 
 def training_options(function: F) -> F:
@@ -72,6 +74,35 @@ def train_and_report(
     backend: str,
 ) -> None:
     """Trains what is missing of a sweep, writes its summary and prints where it is."""
+    done = train_missing(
+        sweep,
+        store,
+        allow_mixed=allow_mixed,
+        as_json=as_json,
+        workers=workers,
+        gpus=gpus,
+        points_per_shard=points_per_shard,
+        backend=backend,
+    )
+    print_result(done, as_json)
+
+
+def train_missing(
+    sweep: Sweep,
+    store: Store,
+    *,
+    allow_mixed: bool,
+    as_json: bool,
+    workers: int | None,
+    gpus: str | None,
+    points_per_shard: int | None,
+    backend: str,
+) -> Aggregation:
+    """Trains what is missing of a sweep and writes its summary.
+
+    Raises:
+        IncompleteError: points are missing or failed; the summary was written all the same.
+    """
     from rich.console import Console
 
     from fractal_k8s import controller
@@ -89,8 +120,7 @@ def train_and_report(
         console.print(
             f"{launch.sweep.id}: every point is stored, nothing to train", highlight=False
         )
-        _print_result(_summarise(launch), as_json)
-        return
+        return _summarise(launch)
     launch = controller.foretell(launch, store, price_per_hour)
     stop = _Stop()
     with stop.on_signals():
@@ -99,8 +129,7 @@ def train_and_report(
         console.print(f"{text}; its points were trained again", highlight=False, soft_wrap=True)
     if stop.number is not None:
         _stopped(launch, stop.number, console)
-    done = controller.finish(launch, status)
-    _print_result(done, as_json)
+    return controller.finish(launch, status)
 
 
 def _summarise(launch: Any) -> Aggregation:
@@ -123,15 +152,15 @@ def _stopped(launch: Any, number: int, console: Any) -> None:
     sys.exit(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED)
 
 
-def _print_result(done: Aggregation, as_json: bool) -> None:
+def print_result(done: Aggregation, as_json: bool) -> None:
     if as_json:
         echo_json({**done.summary, "files": done.written})
     else:
         click.echo(done.summary["sweep"])
         click.echo("\n".join(summary_lines(done.summary)))
-        click.echo(f"picture  {done.written['map.png']}")
-        click.echo(f"colours  {done.written['measure.png']}")
-        click.echo(f"page     {done.written['report.html']}")
+        for label, name in _PLACES:
+            if name in done.written:
+                click.echo(f"{label:<8} {done.written[name]}")
     if not done.summary["complete"]:
         raise IncompleteError(f"{done.summary['sweep']} is not complete")
 

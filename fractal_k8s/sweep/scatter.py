@@ -24,9 +24,9 @@ from fractal_k8s.sweep.intervals import parse_intervals
 
 Position = tuple[float, float]
 
-# Two decades below a tenth of the plane: below it pairs are too rarely cut by a smooth edge to be
-# worth their runs, above it the plane's own size shows.
-PAIR_DISTANCES: Final = (0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.055, 0.1)
+# Two decades below a seventh of the plane: below them pairs are too rarely cut by a smooth edge to be
+# worth their runs, above them the plane's own size shows.
+PAIR_DISTANCES: Final = (0.0015, 0.003, 0.0055, 0.011, 0.02, 0.04, 0.08, 0.15)
 # A direction inwards exists at any distance up to this.
 _LARGEST_DISTANCE: Final = 0.5
 _PAIRS_STREAM: Final = 3
