@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,9 +18,19 @@ from fractal_k8s.cli.common import (
 )
 from fractal_k8s.cli.training import training_options
 
+if TYPE_CHECKING:
+    from fractal_k8s.results.store import Store
+    from fractal_k8s.sweep.definition import Sweep
+
 
 @click.command(cls=Command)
 @sweep_options
+@click.option(
+    "--pairs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="A pilot of N random pairs instead of the grid: is the edge fractal, and how much?",
+)
 @store_option
 @training_options
 @mixed_option
@@ -33,6 +43,7 @@ def command(
     checkpoint: str | None,
     dataset: str | None,
     name: str | None,
+    pairs: int | None,
     store_uri: str,
     allow_mixed: bool,
     as_json: bool,
@@ -44,6 +55,7 @@ def command(
     not trained again: launching the same sweep twice trains nothing the second time.
 
     \b
+        fractal-k8s launch --preset tanh --pairs 2000
         fractal-k8s launch --preset tanh --res 128
         fractal-k8s launch sweep.toml --set axes.x.high=3e-2 --workers 2
     """
@@ -58,6 +70,24 @@ def command(
         dataset=dataset,
         name=name,
     )
-    train_and_report(
-        sweep, open_store(store_uri), allow_mixed=allow_mixed, as_json=as_json, **training
+    store = open_store(store_uri)
+    options = {"allow_mixed": allow_mixed, "as_json": as_json, **training}
+    if pairs is None:
+        train_and_report(sweep, store, **options)
+    else:
+        _pilot(sweep, pairs, store, options)
+
+
+def _pilot(sweep: Sweep, pairs: int, store: Store, options: dict[str, Any]) -> None:
+    """Trains the pairs, says what they tell, and notes it for the map that may follow."""
+    from fractal_k8s.cli.training import print_result, train_missing
+    from fractal_k8s.sweep.derive import pilot_of
+
+    done = train_missing(pilot_of(sweep, pairs), store, **options)
+    spec = done.grid.sweep.spec
+    planned = sweep.pinned(
+        checkpoint_digest=spec.checkpoint_digest, dataset_digest=spec.dataset_digest
     )
+    note = {**done.summary["notes"]["pilot"], "sweep": done.grid.sweep.id}
+    store.sweep(planned.id).put_note("pilot", note)
+    print_result(done, options["as_json"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from fractal_k8s.cli.common import echo_json, summary_lines
+from fractal_k8s.cli.common import analysis_lines, echo_json, summary_lines
 from fractal_k8s.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, IncompleteError
 
 if TYPE_CHECKING:
@@ -62,28 +62,10 @@ def training_options(function: F) -> F:
 
 
 def train_and_report(
-    sweep: Sweep,
-    store: Store,
-    *,
-    allow_mixed: bool,
-    as_json: bool,
-    workers: int | None,
-    gpus: str | None,
-    points_per_shard: int | None,
-    price_per_hour: float | None,
-    backend: str,
+    sweep: Sweep, store: Store, *, allow_mixed: bool, as_json: bool, **training: Any
 ) -> None:
     """Trains what is missing of a sweep, writes its summary and prints where it is."""
-    done = train_missing(
-        sweep,
-        store,
-        allow_mixed=allow_mixed,
-        as_json=as_json,
-        workers=workers,
-        gpus=gpus,
-        points_per_shard=points_per_shard,
-        backend=backend,
-    )
+    done = train_missing(sweep, store, allow_mixed=allow_mixed, as_json=as_json, **training)
     print_result(done, as_json)
 
 
@@ -96,6 +78,7 @@ def train_missing(
     workers: int | None,
     gpus: str | None,
     points_per_shard: int | None,
+    price_per_hour: float | None,
     backend: str,
 ) -> Aggregation:
     """Trains what is missing of a sweep and writes its summary.
@@ -158,6 +141,8 @@ def print_result(done: Aggregation, as_json: bool) -> None:
     else:
         click.echo(done.summary["sweep"])
         click.echo("\n".join(summary_lines(done.summary)))
+        if done.grid.sweep.is_scattered:
+            click.echo("\n".join(analysis_lines(done.summary)))
         for label, name in _PLACES:
             if name in done.written:
                 click.echo(f"{label:<8} {done.written[name]}")

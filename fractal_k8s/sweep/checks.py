@@ -188,15 +188,19 @@ def _overlap_problems(parts: Parts, one: Axis, other: Axis) -> Iterator[str]:
 def _name_problems(parts: Parts) -> Iterator[str]:
     if parts.name is None:
         return
-    points = parts.resolution[0] * parts.resolution[1] if parts.resolution else 1
-    index_digits = max(_MIN_INDEX_DIGITS, len(str(max(points - 1, 0))))
-    room = NAME_LIMIT - ID_DIGITS - index_digits - _POD_SUFFIX - 3
+    room = room_for_name(parts.resolution[0] * parts.resolution[1] if parts.resolution else 1)
     if len(parts.name) > room:
         yield (
             f"name: has {len(parts.name)} characters, at most {room} fit: the longest pod name, "
             f"<name>-<{ID_DIGITS} hex>-<index>-<{_POD_SUFFIX} characters>, "
             f"must stay within {NAME_LIMIT}"
         )
+
+
+def room_for_name(points: int) -> int:
+    """The longest name a sweep of so many points can have."""
+    index_digits = max(_MIN_INDEX_DIGITS, len(str(max(points - 1, 0))))
+    return NAME_LIMIT - ID_DIGITS - index_digits - _POD_SUFFIX - 3
 
 
 def _seed_problems(parts: Parts) -> Iterator[str]:
