@@ -8,6 +8,7 @@
     │   └── ConflictError            2   the store holds something else under the same name
     │       └── MixedNumericsError   2   a machine of another numerics class would add points
     ├── IncompleteError              1   the sweep ended with points missing or failed
+    ├── UnrepeatableError            1   a run that was made again did something else
     └── RetryError                  75   trouble that may pass: device, hub, network
 
 A person's command exits with `exit_code`. A worker exits with `worker_code`, which a Job's
@@ -86,6 +87,10 @@ class MixedNumericsError(ConflictError):
 
 class IncompleteError(FractalError):
     """The sweep ended, but not every point has an outcome."""
+
+
+class UnrepeatableError(FractalError):
+    """A run that was made again unchanged did not give the same numbers."""
 
 
 class RetryError(FractalError):

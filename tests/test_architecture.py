@@ -40,6 +40,7 @@ HOMES = {
     "pyarrow": {"results", "data", "aggregate", "worker"},
     "torch": {"models", "data", "train", "checkpoints"},
     "tiktoken": {"checkpoints"},
+    "scipy": {"analysis"},
     "matplotlib": {"report"},
     "PIL": {"report"},
     "scipy": {"analysis"},

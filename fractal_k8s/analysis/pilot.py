@@ -149,7 +149,7 @@ def _with_verdict(result: dict[str, Any]) -> dict[str, Any]:
 
 def _round_up(number: float) -> int:
     """To two leading digits."""
-    unit = 10 ** max(0, math.floor(math.log10(max(number, 1))) - 1)
+    unit: int = 10 ** max(0, math.floor(math.log10(max(number, 1))) - 1)
     return math.ceil(number / unit) * unit
 
 
@@ -186,16 +186,12 @@ def fit_power(logs: Floats, counts: Floats, totals: Floats) -> Floats:
         counts, totals: shape (fits, distances); a fit without any count gets alpha 1.
     """
     alpha = np.ones(len(counts))
-    level = np.log(
-        np.maximum(counts.sum(axis=1), 0.5) / (totals * np.exp(logs)).sum(axis=1)
-    )
+    level = np.log(np.maximum(counts.sum(axis=1), 0.5) / (totals * np.exp(logs)).sum(axis=1))
     for _ in range(_NEWTON_STEPS):
         expected = totals * np.exp(level[:, None] + alpha[:, None] * logs)
         excess = counts - expected
         gradient = excess.sum(axis=1), (excess * logs).sum(axis=1)
-        m0, m1, m2 = (
-            (expected * logs**power).sum(axis=1) for power in range(3)
-        )
+        m0, m1, m2 = ((expected * logs**power).sum(axis=1) for power in range(3))
         spread = np.maximum(m0 * m2 - m1 * m1, 1e-12)
         level += np.clip((m2 * gradient[0] - m1 * gradient[1]) / spread, -2, 2)
         alpha += np.clip((m0 * gradient[1] - m1 * gradient[0]) / spread, -0.5, 0.5)

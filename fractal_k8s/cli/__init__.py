@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "list": "List the sweeps of a store.",
     "logs": "Show what was logged about a sweep's points.",
     "analyze": "Measure a map: dimension of its edge, shares, states.",
+    "controls": "Train parts of a map again: unchanged, nudged, and with other seeds.",
     "report": "Draw the figures and the web page again.",
     "presets": "List the sweeps that come with fractal-k8s.",
     "show": "Print a sweep file: of a stored sweep or of a preset.",

@@ -147,6 +147,19 @@ def read_sweep(
     )
 
 
+def relocated(sweep: Sweep, *, checkpoint: str | None, dataset: str | None) -> Sweep:
+    """A stored sweep with its files where they lie on this machine; None = where they lay."""
+    from fractal_k8s.sweep.definition import Sweep
+    from fractal_k8s.sweep.load import whole_checkpoint, whole_dataset
+
+    raw = sweep.to_dict()
+    if checkpoint is not None:
+        raw["checkpoint"] = whole_checkpoint(checkpoint)
+    if dataset is not None:
+        raw["dataset"] = whole_dataset(dataset)
+    return Sweep.parse(raw, source=sweep.id, version=sweep.version)
+
+
 def open_store(store_uri: str) -> Store:
     from fractal_k8s.results.store import Store
 

@@ -213,6 +213,7 @@ def _lines(made: Forecast) -> list[str]:
     rows = [
         (f"y {sweep.y_knob.name}", _span(sweep.y_values)),
         (f"x {sweep.x_knob.name}", _span(sweep.x_values)),
+        ("precision", _precision(sweep)),
         ("points", f"{made.points:,} points, {made.distinct:,} distinct experiments"),
         *_step_rows(made),
         *(("note", note) for note in made.notes),
@@ -222,6 +223,13 @@ def _lines(made: Forecast) -> list[str]:
     width = max(len(label) for label, _ in rows)
     lines = [sweep.name, *(f"  {label:<{width}}  {text}" for label, text in rows)]
     return lines + _wall_table(made)
+
+
+def _precision(sweep: Sweep) -> str:
+    """How many values of each axis are different numbers to the trainer."""
+    counts = sweep.separable_values()
+    grain = sweep.training.rate_dtype
+    return f"{grain} separates {counts['y']:.3g} values over y and {counts['x']:.3g} over x"
 
 
 def _span(values: tuple[float, ...]) -> str:

@@ -11,6 +11,7 @@ from fractal_k8s.cli.common import (
     json_option,
     mixed_option,
     open_store,
+    relocated,
     store_option,
 )
 from fractal_k8s.cli.training import training_options
@@ -39,15 +40,8 @@ def command(
     weights and data are recognised by their content, wherever they lie.
     """
     from fractal_k8s.cli.training import train_and_report
-    from fractal_k8s.sweep.definition import Sweep
-    from fractal_k8s.sweep.load import whole_checkpoint, whole_dataset
 
     store = open_store(store_uri)
     _, plan = store.plan(sweep_id)
-    raw = plan.sweep.to_dict()
-    if checkpoint is not None:
-        raw["checkpoint"] = whole_checkpoint(checkpoint)
-    if dataset is not None:
-        raw["dataset"] = whole_dataset(dataset)
-    sweep = Sweep.parse(raw, source=plan.sweep.id, version=plan.sweep.version)
+    sweep = relocated(plan.sweep, checkpoint=checkpoint, dataset=dataset)
     train_and_report(sweep, store, allow_mixed=allow_mixed, as_json=as_json, **training)

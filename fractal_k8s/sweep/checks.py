@@ -108,13 +108,13 @@ def _grain(knob: Knob, training: Training) -> str:
     return "float64" if knob.kind == "count" else training.rate_dtype
 
 
-def separable_values(axis: Axis, knob: Knob, training: Training, count: int) -> int:
+def separable_values(axis: Axis, knob: Knob, training: Training) -> int:
     """How many different values the trainer can tell apart between an axis's ends.
 
-    An axis of `count` points needs at least that many, and a zoom many times as many if its points
+    An axis needs at least as many as it has points, and a zoom many times as many if its points
     are not to fall on neighbouring numbers.
     """
-    values = axis.points(knob, count)
+    values = axis.points(knob, 2)
     if knob.kind == "count":
         return int(values[-1] - values[0]) + 1
     return representable_values(values[0], values[-1], training.rate_dtype)
@@ -147,7 +147,7 @@ def _pair_problems(parts: Parts, pairs: Pairs) -> Iterator[str]:
         elif knob.kind == "count":
             yield f"axes.{name}: pairs need values between whole numbers, which {knob.name} has not"
         else:
-            between = separable_values(axis, knob, parts.training, 2)
+            between = separable_values(axis, knob, parts.training)
             if between * pairs.distances[0] < _MIN_ULPS:
                 yield (
                     f"scatter.distances: {pairs.distances[0]!r} of axes.{name} is finer than "

@@ -15,7 +15,15 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator
 from fractal_k8s.errors import SweepError
 from fractal_k8s.sweep.axes import KNOBS, Axis, Knob
 from fractal_k8s.sweep.base import Spec
-from fractal_k8s.sweep.checks import ID_DIGITS, SEEDS, Parts, grid_problems, readable, sound
+from fractal_k8s.sweep.checks import (
+    ID_DIGITS,
+    SEEDS,
+    Parts,
+    grid_problems,
+    readable,
+    separable_values,
+    sound,
+)
 from fractal_k8s.sweep.points import Point
 from fractal_k8s.sweep.rule import VerdictRule
 from fractal_k8s.sweep.scatter import Cells, Pairs, Scatter, cell_positions, pair_positions
@@ -242,6 +250,13 @@ class Sweep:
         if self.is_scattered:
             return tuple(sorted({x for _, x in self._positions}))
         return self.spec.axes.x.points(self.x_knob, self.columns)
+
+    def separable_values(self) -> dict[str, int]:
+        """For each axis, how many values between its ends the trainer could tell apart."""
+        axes = {"y": (self.spec.axes.y, self.y_knob), "x": (self.spec.axes.x, self.x_knob)}
+        return {
+            name: separable_values(axis, knob, self.training) for name, (axis, knob) in axes.items()
+        }
 
     @property
     def is_scattered(self) -> bool:

@@ -117,6 +117,7 @@ class Forecast:
             "few_step_columns": self.few_step_columns,
             "one_step_rows": self.one_step_rows,
             "few_step_rows": self.few_step_rows,
+            "separable_values": self.sweep.separable_values(),
             "notes": self.notes,
             "workers": self.terms.workers,
             "worker_kind": self.terms.worker_kind,

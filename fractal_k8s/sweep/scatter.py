@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Annotated, Final, Literal
 
 import numpy as np
@@ -24,8 +25,8 @@ from fractal_k8s.sweep.intervals import parse_intervals
 
 Position = tuple[float, float]
 
-# Two decades below a seventh of the plane: below them pairs are too rarely cut by a smooth edge to be
-# worth their runs, above them the plane's own size shows.
+# Two decades below a seventh of the plane: a smooth edge cuts closer pairs too rarely to be worth
+# their runs, and wider ones show the plane's own size.
 PAIR_DISTANCES: Final = (0.0015, 0.003, 0.0055, 0.011, 0.02, 0.04, 0.08, 0.15)
 # A direction inwards exists at any distance up to this.
 _LARGEST_DISTANCE: Final = 0.5
@@ -44,8 +45,12 @@ class Pairs(Spec):
     @field_validator("distances")
     @classmethod
     def _distances_rise(cls, distances: tuple[float, ...]) -> tuple[float, ...]:
-        rising = all(a < b for a, b in zip(distances, distances[1:], strict=False))
-        if not distances or not rising or not 0 < distances[0] <= distances[-1] <= _LARGEST_DISTANCE:
+        rising = all(a < b for a, b in pairwise(distances))
+        if (
+            not distances
+            or not rising
+            or not 0 < distances[0] <= distances[-1] <= _LARGEST_DISTANCE
+        ):
             raise ValueError("must be rising shares of the plane, above 0 and at most 0.5")
         return distances
 

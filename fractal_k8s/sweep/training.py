@@ -140,10 +140,10 @@ class GPTTraining(Spec):
 class QuadraticTraining(Spec):
     """Gradient descent on a quadratic of two coordinates: the null model of every map.
 
-    With curvature 2 in each coordinate and a coupling c the loss is w1^2 + w2^2 + c w1 w2. A ripple
-    of amplitude e and wavelength l adds e (1 + cos(2 pi w / l)) for each coordinate w, or multiplies
-    each w^2 by 1 + e cos(2 pi w / l) (arXiv:2406.13971). Without a ripple the edge is a smooth
-    curve; an additive ripple makes the loss non-convex from e / l^2 = 1 / (2 pi^2) = 0.0507 on.
+    With a coupling c the loss is w1^2 + w2^2 + c w1 w2. A ripple of amplitude e and wavelength l
+    adds e (1 + cos(2 pi w / l)) for each coordinate w, or multiplies each w^2 by
+    1 + e cos(2 pi w / l) (arXiv:2406.13971). Without a ripple the edge is a smooth curve; with an
+    additive one the loss is no longer convex from e / l^2 = (2 - |c|) / (2 pi)^2 on.
     """
 
     # gradient steps per point
