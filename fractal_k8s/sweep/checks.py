@@ -242,6 +242,8 @@ def _line(item: dict[str, Any], raw: dict[str, Any], models: Mapping[str, type[S
         return f"{where}: unknown key{near(path[-1], known)}"
     if kind == "missing":
         return f"{where}: missing{_HINTS.get(where, '')}"
+    if kind in ("union_tag_invalid", "union_tag_not_found") and path:
+        return f"{where}.kind: must be one of {item['ctx'].get('expected_tags', 'the known kinds')}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         got = raw.get("model") if isinstance(raw, dict) else None
         names = sorted(models)

@@ -51,12 +51,14 @@ class QuadraticTrainer:
 
     def train(self, points: Sequence[Point], beat: Beat = no_beat) -> Iterator[Outcome]:
         """Outcomes in the order of the points, a chunk at a time."""
-        for start in range(0, len(points), _LANES):
-            chunk = points[start : start + _LANES]
+        for first in range(0, len(points), _LANES):
+            chunk = points[first : first + _LANES]
             began = time.perf_counter()
             configs = [self.sweep.training_at(point) for point in chunk]
             rates = np.array([[getattr(c, name) for c in configs] for name in _RATES])
-            starts = np.array([initial_weights(self.sweep.run_seed(point)) for point in chunk]).T
+            seeds = [self.sweep.run_seed(point) for point in chunk]
+            start_of = {seed: initial_weights(seed) for seed in set(seeds)}
+            starts = np.array([start_of[seed] for seed in seeds]).T
             losses = self._descend(_padded(starts, self.dtype), _padded(rates, self.dtype), beat)
             share = (time.perf_counter() - began) / len(chunk)
             for number, point in enumerate(chunk):
