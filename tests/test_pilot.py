@@ -34,8 +34,7 @@ def rough(dimension: float) -> Label:
 
     def label(y: Floats, x: Floats) -> npt.NDArray[np.bool_]:
         waves = (
-            base ** (-exponent * k) * np.sin(2 * np.pi * base**k * x + phases[k])
-            for k in range(18)
+            base ** (-exponent * k) * np.sin(2 * np.pi * base**k * x + phases[k]) for k in range(18)
         )
         return y > 0.5 + 0.15 * sum(waves)
 

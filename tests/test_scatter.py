@@ -1,4 +1,4 @@
-"""Points that are not a product of axes: their values, and that everything else treats them alike."""
+"""Points that are not a product of axes: their values, and that all else treats them alike."""
 
 from __future__ import annotations
 
@@ -169,11 +169,11 @@ def test_a_mistake_is_named_with_its_path(changes: dict[str, Any], expected: str
 
 def test_axes_that_cannot_be_drawn_from_are_refused() -> None:
     raw = parse_text(preset_text("docvqa-d20-lr-tokens"), source="x")
-    with pytest.raises(SweepError, match="axes.x: pairs need values between whole numbers"):
+    with pytest.raises(SweepError, match=r"axes\.x: pairs need values between whole numbers"):
         pilot_of(resolve(raw, source="x"), 100)
     listed = mlp_raw(resolution=[2, 7])
     listed["axes"]["y"] = {"knob": "output_lr", "values": [1.0, 2.0]}
-    with pytest.raises(SweepError, match="axes.y: pairs are drawn from a range"):
+    with pytest.raises(SweepError, match=r"axes\.y: pairs are drawn from a range"):
         pilot_of(Sweep.parse(listed), 100)
     with pytest.raises(UsageError, match="are scattered and not a map"):
         pilot_of(pairs_sweep(), 100)
