@@ -74,6 +74,13 @@ def test_long_runs_need_no_note() -> None:
     assert forecast(preset("tanh")).notes == []
 
 
+def test_the_values_that_the_trainer_can_separate_are_counted() -> None:
+    made = forecast(preset("tanh", "training.dtype=float32", "axes.y.low=1", "axes.y.high=2"))
+    assert made.to_dict()["separable_values"]["y"] == 2**23 + 1
+    tokens = forecast(preset("docvqa-d20-lr-tokens")).to_dict()["separable_values"]
+    assert tokens["x"] == 1_000_000 - 1_000 + 1
+
+
 def test_time_and_cost_follow_from_seconds_per_point() -> None:
     pace = Pace("given", per_point=36.0, per_step=0.0)
     made = forecast(preset("tanh", resolution=10), pace, Terms(workers=4, price_per_hour=2.5))

@@ -203,19 +203,19 @@ def analyse(subject: Subject) -> dict[str, Any] | None:
     controls, replicas = subject.notes.get("controls"), subject.notes.get("replicas")
     if controls is None and replicas is None:
         return None
-    pooled = (
-        {key: replicas[key] for key in replicas if key not in ("trainable", "known")}
-        if (replicas)
-        else None
-    )
     return {
         "coverage": subject.coverage,
         "refused": None,
         "controls": controls,
-        "replicas": pooled,
+        "replicas": _without_maps(replicas) if replicas else None,
         "fault": fault_of(controls) if controls else None,
         "ceiling": _ceiling(controls) if controls else None,
     }
+
+
+def _without_maps(note: Note) -> Note:
+    """A replicas note without its two maps, which stay in the note."""
+    return {key: value for key, value in note.items() if key not in ("trainable", "known")}
 
 
 def _ceiling(note: Note) -> str | None:

@@ -79,17 +79,20 @@ def judge_pairs(labels: Mask, known: Mask, distances: tuple[float, ...]) -> dict
         "correlation": 1 - float(shares[0]) / chance if chance and totals[0] else None,
         "exponent": None,
         "exponent_interval": None,
+        "half_exponents": None,
         "dimension": None,
         "interval": None,
         "pairs_needed": None,
     }
     if counts.sum() < _MIN_DIFFERING or totals.min() == 0:
         return _without_fit(result)
-    alpha, low, high = _exponent(differs, paired, np.array(distances), chance)
+    logs = np.log(distances)
+    alpha, low, high = _exponent(differs, paired, logs, chance)
     half = max((high - low) / 2, 1e-9)
     result |= {
         "exponent": alpha,
         "exponent_interval": [low, high],
+        "half_exponents": _half_exponents(logs, counts, totals),
         "dimension": 2 - alpha,
         "interval": [2 - high, 2 - low],
         "pairs_needed": math.ceil(totals.sum() * max(1.0, (half / _GOOD_HALF_WIDTH) ** 2)),
@@ -157,7 +160,7 @@ def _round_up(number: float) -> int:
 
 
 def _exponent(
-    differs: Mask, paired: Mask, distances: Floats, chance: float
+    differs: Mask, paired: Mask, logs: Floats, chance: float
 ) -> tuple[float, float, float]:
     """The exponent and the ends of its 95 % interval."""
     random = np.random.RandomState(0)
@@ -166,10 +169,26 @@ def _exponent(
     weights = np.vstack([np.ones(bases), draws]).astype(np.float64)
     counts, totals = weights @ differs, weights @ paired
     used = _below_saturation(counts[0] / totals[0], chance)
-    alphas = fit_power(np.log(distances[used]), counts[:, used], totals[:, used])
+    alphas = fit_power(logs[used], counts[:, used], totals[:, used])
     alpha, ends = float(alphas[0]), np.percentile(alphas[1:], [2.5, 97.5])
     low, high = (math.hypot(alpha - float(end), _LAW_ERROR) for end in ends)
     return alpha, alpha - low, alpha + high
+
+
+def _half_exponents(
+    logs: Floats, counts: npt.NDArray[np.int64], totals: npt.NDArray[np.int64]
+) -> list[float] | None:
+    """Exponents of the closer and of the wider distances: far apart where no one law holds.
+
+    None where one of them has no differing pairs, or fewer than three distances.
+    """
+    middle = len(logs) // 2
+    halves = slice(None, middle), slice(middle, None)
+    if middle < 3 or not all(counts[half].sum() for half in halves):
+        return None
+    return [
+        float(fit_power(logs[half], counts[None, half], totals[None, half])[0]) for half in halves
+    ]
 
 
 def _below_saturation(shares: Floats, chance: float) -> Mask:
@@ -206,6 +225,9 @@ def lines(result: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(
             ("uncertainty exponent", f"{result['exponent']:.3f} (95 %: {low:.3f} to {high:.3f})")
         )
+    if result["half_exponents"]:
+        closer, wider = result["half_exponents"]
+        rows.append(("of closer / wider pairs", f"{closer:.3f} / {wider:.3f}"))
     rows += [
         (f"distance {distance:g}", f"{count} of {total} pairs differ ({share:.1%})")
         for distance, count, total, share in zip(
