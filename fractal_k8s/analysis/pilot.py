@@ -25,7 +25,7 @@ TITLE: Final = "Pilot from random pairs"
 
 Floats = npt.NDArray[np.float64]
 
-_DRAWS: Final = 1000
+_DRAWS: Final = 400
 # Below this many pairs that differ there is no fit.
 _MIN_DIFFERING: Final = 20
 # Labels this weakly related at the smallest distance are noise, or an edge that is finer still.
@@ -38,7 +38,7 @@ _GOOD_HALF_WIDTH: Final = 0.1
 # Over two decades a power law holds only roughly: level sets of known D come out up to this much
 # too low. Widens the interval.
 _LAW_ERROR: Final = 0.08
-_NEWTON_STEPS: Final = 60
+_NEWTON_STEPS: Final = 30
 
 
 def analyse(subject: Subject) -> dict[str, Any] | None:
@@ -186,9 +186,11 @@ def _half_exponents(
     halves = slice(None, middle), slice(middle, None)
     if middle < 3 or not all(counts[half].sum() for half in halves):
         return None
-    return [
-        float(fit_power(logs[half], counts[None, half], totals[None, half])[0]) for half in halves
+    fits = [
+        fit_power(logs[half], counts[None, half].astype(float), totals[None, half].astype(float))
+        for half in halves
     ]
+    return [float(fit[0]) for fit in fits]
 
 
 def _below_saturation(shares: Floats, chance: float) -> Mask:

@@ -88,8 +88,7 @@ def command(
     grid = read_grid(folder, plan, allow_mixed=allow_mixed)
     if not grid.known.any():
         raise UsageError(
-            f"{plan.sweep.id} has no judged point yet; train it with "
-            f"fractal-k8s resume {plan.sweep.id}"
+            f"{plan.sweep.id} has no judged point yet; train it with: {folder.command('resume')}"
         )
     sweep = relocated(plan.sweep, checkpoint=checkpoint, dataset=dataset)
 
