@@ -18,6 +18,7 @@ from fractal_k8s.analysis.controls import (
     analyse,
     count_equal_series,
     count_flips,
+    fault_of,
     mean_interval,
     note_of_replicas,
     sample_cells,
@@ -122,6 +123,15 @@ def test_the_interval_of_a_mean_is_student_s() -> None:
     assert (low + high) / 2 == pytest.approx(1.1)
     assert (high - low) / 2 == pytest.approx(4.302653 * 0.1 / 3**0.5)
     assert mean_interval([1.0, 1.1]) is None
+
+
+def test_a_fault_names_its_cause() -> None:
+    unchanged = {"edge": {"cells": 8, "flipped": 1}, "bit_equal": 6, "compared": 8}
+    fault = fault_of({"unchanged": unchanged, "same_class": False}) or ""
+    assert fault.startswith("of 8 cells that were trained again unchanged 1 flipped and 2 have")
+    assert "another numerics class than the map's" in fault
+    fine = {"edge": {"cells": 8, "flipped": 0}, "bit_equal": 8, "compared": 8}
+    assert fault_of({"unchanged": fine, "same_class": False}) is None
 
 
 def test_maps_without_notes_have_no_controls() -> None:

@@ -75,6 +75,20 @@ def test_the_interval_holds_the_truth_and_a_line_is_never_called_fractal() -> No
     assert sum(r["verdict"] == "fractal" for r in results) <= 1
 
 
+def test_an_edge_that_is_rough_only_at_small_scales_is_said_to_bend() -> None:
+    """A line with islands of noise: closer pairs feel the noise, wider ones the line."""
+
+    def islands(y: Floats, x: Floats) -> npt.NDArray[np.bool_]:
+        inside = (abs(y - 0.2) < 0.05) & (abs(x - 0.2) < 0.08)
+        return line(y, x) ^ (inside & noise(y, x))
+
+    result = judged(islands, 2000)
+    assert result["bends"]
+    assert "no single law holds: the closer pairs alone say 1." in result["sentence"]
+    assert not judged(line, 4000)["bends"]
+    assert not judged(rough(1.66), 1000)["bends"]
+
+
 def test_noise_is_called_noise_and_has_no_dimension() -> None:
     result = judged(noise, 250)
     assert result["verdict"] == "noise"

@@ -26,6 +26,7 @@ TITLE: Final = "Pilot from random pairs"
 Floats = npt.NDArray[np.float64]
 
 _DRAWS: Final = 400
+_INTERVAL: Final = (2.5, 97.5)
 # Below this many pairs that differ there is no fit.
 _MIN_DIFFERING: Final = 20
 # Labels this weakly related at the smallest distance are noise, or an edge that is finer still.
@@ -80,19 +81,20 @@ def judge_pairs(labels: Mask, known: Mask, distances: tuple[float, ...]) -> dict
         "exponent": None,
         "exponent_interval": None,
         "half_exponents": None,
+        "bends": None,
         "dimension": None,
         "interval": None,
         "pairs_needed": None,
     }
     if counts.sum() < _MIN_DIFFERING or totals.min() == 0:
         return _without_fit(result)
-    logs = np.log(distances)
-    alpha, low, high = _exponent(differs, paired, logs, chance)
+    logs, drawn = np.log(distances), _draw_bases(differs, paired)
+    alpha, low, high = _exponent(logs, *drawn, chance)
     half = max((high - low) / 2, 1e-9)
     result |= {
         "exponent": alpha,
         "exponent_interval": [low, high],
-        "half_exponents": _half_exponents(logs, counts, totals),
+        **_halves(logs, *drawn),
         "dimension": 2 - alpha,
         "interval": [2 - high, 2 - low],
         "pairs_needed": math.ceil(totals.sum() * max(1.0, (half / _GOOD_HALF_WIDTH) ** 2)),
@@ -147,6 +149,11 @@ def _with_verdict(result: dict[str, Any]) -> dict[str, Any]:
         verdict = "unclear"
         needed = _round_up(result["pairs_needed"])
         sentence = f"cannot tell smooth from fractal: {found}; about {needed:,} pairs would"
+    if result["bends"]:
+        closer, wider = (2 - exponent for exponent in result["half_exponents"])
+        sentence += (
+            f"; no single law holds: the closer pairs alone say {closer:.2f}, the wider {wider:.2f}"
+        )
     return {**result, "verdict": verdict, "sentence": sentence}
 
 
@@ -159,38 +166,44 @@ def _round_up(number: float) -> int:
 # --- the exponent ---
 
 
-def _exponent(
-    differs: Mask, paired: Mask, logs: Floats, chance: float
-) -> tuple[float, float, float]:
-    """The exponent and the ends of its 95 % interval."""
+def _draw_bases(differs: Mask, paired: Mask) -> tuple[Floats, Floats]:
+    """Differing and known pairs by distance: as counted, and with the bases drawn anew.
+
+    Both have shape (1 + _DRAWS, distances).
+    """
     random = np.random.RandomState(0)
     bases = len(differs)
     draws = random.multinomial(bases, np.full(bases, 1 / bases), size=_DRAWS)
     weights = np.vstack([np.ones(bases), draws]).astype(np.float64)
-    counts, totals = weights @ differs, weights @ paired
+    return weights @ differs, weights @ paired
+
+
+def _exponent(
+    logs: Floats, counts: Floats, totals: Floats, chance: float
+) -> tuple[float, float, float]:
+    """The exponent and the ends of its 95 % interval."""
     used = _below_saturation(counts[0] / totals[0], chance)
     alphas = fit_power(logs[used], counts[:, used], totals[:, used])
-    alpha, ends = float(alphas[0]), np.percentile(alphas[1:], [2.5, 97.5])
+    alpha, ends = float(alphas[0]), np.percentile(alphas[1:], _INTERVAL)
     low, high = (math.hypot(alpha - float(end), _LAW_ERROR) for end in ends)
     return alpha, alpha - low, alpha + high
 
 
-def _half_exponents(
-    logs: Floats, counts: npt.NDArray[np.int64], totals: npt.NDArray[np.int64]
-) -> list[float] | None:
-    """Exponents of the closer and of the wider distances: far apart where no one law holds.
+def _halves(logs: Floats, counts: Floats, totals: Floats) -> dict[str, Any]:
+    """Exponents of the closer and of the wider distances, and whether they surely differ.
 
-    None where one of them has no differing pairs, or fewer than three distances.
+    Both None where one of them has hardly any differing pairs, or fewer than three distances.
     """
     middle = len(logs) // 2
     halves = slice(None, middle), slice(middle, None)
-    if middle < 3 or not all(counts[half].sum() for half in halves):
-        return None
-    fits = [
-        fit_power(logs[half], counts[None, half].astype(float), totals[None, half].astype(float))
-        for half in halves
-    ]
-    return [float(fit[0]) for fit in fits]
+    if middle < 3 or min(counts[0, half].sum() for half in halves) < _MIN_DIFFERING / 2:
+        return {"half_exponents": None, "bends": None}
+    closer, wider = (fit_power(logs[half], counts[:, half], totals[:, half]) for half in halves)
+    low, high = np.percentile((closer - wider)[1:], _INTERVAL)
+    return {
+        "half_exponents": [float(closer[0]), float(wider[0])],
+        "bends": bool(low > 0 or high < 0),
+    }
 
 
 def _below_saturation(shares: Floats, chance: float) -> Mask:

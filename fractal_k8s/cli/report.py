@@ -58,6 +58,8 @@ def command(
     else:
         for name, place in written.items():
             click.echo(f"{name:<14} {place}")
+        if "report.html" not in done.written:
+            click.echo(f"{done.summary['refused']}: there are no figures and no page")
     if open_page and "report.html" not in done.written:
         raise UsageError(f"{done.summary['refused']}: it has no page")
     if open_page:
