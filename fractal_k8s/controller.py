@@ -29,11 +29,11 @@ from fractal_k8s.sweep.deal import (
     Dealt,
     Indexes,
     coarse_to_fine,
-    format_intervals,
     representatives,
 )
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.footprint import upper_bytes
+from fractal_k8s.sweep.intervals import format_intervals
 from fractal_k8s.sweep.pace import Measured, Pace, fit
 from fractal_k8s.sweep.plan import Terms
 from fractal_k8s.worker import PointEvent

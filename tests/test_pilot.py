@@ -163,7 +163,7 @@ def test_a_pilot_answers_before_the_map_and_is_shown_beside_it(run: Run, tmp_pat
     assert summary["resolution"] == [250, 9]
     assert set(summary["files"]) == {"grid.parquet", "analysis.json"}
     assert "distance 0.15" in run("analyze", "ripple-pilot").output
-    assert "scattered and not a map; its only" in (
+    assert "scattered and not a map; its analyses are ledger and pilot" in (
         run("analyze", "ripple-pilot", "--only", "dimension", code=2).output
     )
     assert "it has no page" in run("report", "ripple-pilot", "--open", code=2).output

@@ -17,8 +17,8 @@ from fractal_k8s.results.verdict import window_holds_first_loss
 from fractal_k8s.sweep.deal import representatives
 
 DEFAULT_METHOD: Final = "windows"
-# the only analysis that needs no map
-_OF_SCATTERED: Final = "pilot"
+# the analyses that need no map
+_OF_SCATTERED: Final = ("ledger", "pilot")
 
 
 def summarise(
@@ -95,13 +95,13 @@ def _scattered(
         UsageError: something was asked for that needs a map.
     """
     reason = f"the points of {sweep_id} are scattered and not a map"
-    if method != DEFAULT_METHOD or set(only) - {_OF_SCATTERED}:
-        raise UsageError(f"{reason}; its only analysis is {_OF_SCATTERED}")
+    if method != DEFAULT_METHOD or set(only) - set(_OF_SCATTERED):
+        raise UsageError(f"{reason}; its analyses are {' and '.join(_OF_SCATTERED)}")
     return {
         "dimension": None,
         "refused": reason,
         "uncertainty_exponent": None,
-        "analyses": run_analyses(subject, (_OF_SCATTERED,)),
+        "analyses": run_analyses(subject, only or _OF_SCATTERED),
     }
 
 

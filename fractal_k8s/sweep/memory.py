@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from fractal_k8s.errors import CorruptError
 from fractal_k8s.sweep.pace import CHUNKS_PER_GROUP
-from fractal_k8s.sweep.training import GPTTraining, MLPTraining
+from fractal_k8s.sweep.training import GPTTraining, MLPTraining, QuadraticTraining, Training
 
 _VOCAB_MULTIPLE: Final = 64
 _MASTER: Final = 4
@@ -121,10 +121,10 @@ def mlp_memory(training: MLPTraining, lanes: int | None = None) -> dict[str, int
     return {**parts, "total": sum(parts.values())}
 
 
-def memory(
-    training: GPTTraining | MLPTraining, shape: Shape | None, lanes: int | None
-) -> dict[str, Any] | None:
+def memory(training: Training, shape: Shape | None, lanes: int | None) -> dict[str, Any] | None:
     """Memory of a worker; None where the model's shape is not known."""
     if isinstance(training, MLPTraining):
         return mlp_memory(training, lanes)
+    if isinstance(training, QuadraticTraining):  # a few numbers a point beside the program
+        return {"base": _BASE_BYTES, "total": _BASE_BYTES}
     return None if shape is None else gpt_memory(shape, training)

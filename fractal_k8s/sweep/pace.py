@@ -153,23 +153,24 @@ def expected_steps(sweep: Sweep, planned: Indexes | None, sample: Sample | None)
 
 def _nearest(sweep: Sweep, sample: Sample) -> Indexes:
     """For each point of the sweep the nearest sampled one; both axes count alike."""
-    rows, columns = np.divmod(sample.index, sample.sweep.columns)
-    old_y = np.array(sample.sweep.y_values)[rows]
-    old_x = np.array(sample.sweep.x_values)[columns]
-    y, known_y = _positions(sweep.y_knob, sweep.y_values, old_y)
-    x, known_x = _positions(sweep.x_knob, sweep.x_values, old_x)
-    far_x = (x[:, None] - known_x[None, :]) ** 2
-    nearest = [np.argmin((value - known_y)[None, :] ** 2 + far_x, axis=1) for value in y]
+    own = sweep.values_of(np.arange(sweep.num_points))
+    others = sample.sweep.values_of(sample.index)
+    y, known_y = _positions(sweep.y_knob, own[0], others[0])
+    x, known_x = _positions(sweep.x_knob, own[1], others[1])
+    shape = (sweep.rows, sweep.columns, 1)
+    nearest = [
+        np.argmin((row_y - known_y) ** 2 + (row_x - known_x) ** 2, axis=1)
+        for row_y, row_x in zip(y.reshape(shape), x.reshape(shape), strict=True)
+    ]
     return np.concatenate(nearest).astype(np.int64)
 
 
-def _positions(knob: Knob, values: Sequence[float], others: Floats) -> tuple[Floats, Floats]:
-    """Places of an axis's values and of other values on it, its ends at 0 and 1."""
-    own = np.array(values)
+def _positions(knob: Knob, own: Floats, others: Floats) -> tuple[Floats, Floats]:
+    """Places of a sweep's values and of other values on an axis, the sweep's ends at 0 and 1."""
     if knob.scale == "log" and own.min() > 0 and others.min() > 0:
         own, others = np.log(own), np.log(others)
-    span = own[-1] - own[0] or 1.0
-    return (own - own[0]) / span, (others - own[0]) / span
+    low, span = own.min(), np.ptp(own) or 1.0
+    return (own - low) / span, (others - low) / span
 
 
 # --- the fit ---

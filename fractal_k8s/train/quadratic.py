@@ -46,7 +46,7 @@ class QuadraticTrainer:
         )
         self._check_places()
         self.environment = describe(
-            torch.device("cpu"), dtype=self.training.dtype, mode=f"batched-{_LANES}-lanes"
+            torch.device("cpu"), dtype=self.training.dtype, mode=f"chunks-{_LANES}"
         )
 
     def train(self, points: Sequence[Point], beat: Beat = no_beat) -> Iterator[Outcome]:
