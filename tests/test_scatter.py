@@ -20,6 +20,7 @@ from fractal_k8s.sweep.deal import Deal, Dealt, representatives
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.derive import cells_of, pilot_of, reseeded, ulps_of
 from fractal_k8s.sweep.load import parse_text, preset_text, resolve
+from fractal_k8s.sweep.pace import Sample, expected_steps
 from fractal_k8s.sweep.plan import forecast
 from fractal_k8s.sweep.points import representable_values
 from fractal_k8s.sweep.scatter import pair_shares
@@ -238,3 +239,18 @@ def test_outcomes_of_another_scatter_are_not_taken_for_its_own(tmp_path: Path) -
     other = pairs_sweep(seed=1)
     other.__dict__["id"] = one.id
     assert "are not those of" in folder.read_outcomes(other).problems[0]
+
+
+def test_a_run_of_a_pilot_is_forecast_to_end_as_early_as_the_nearest_of_a_map() -> None:
+    plane = mlp_sweep(resolution=[16, 16])
+    pilot = pilot_of(plane, 400)
+    for known, asked in ((plane, pilot), (pilot, plane)):
+        y, x = known.values_of(np.arange(known.num_points))
+        steps = np.where(y * x > 1.0, 3, 30)
+        sample = Sample(known, np.arange(known.num_points), np.full(known.num_points, 30), steps)
+        expected = expected_steps(asked, np.full(asked.num_points, 30), sample)
+        assert expected is not None
+        y, x = asked.values_of(np.arange(asked.num_points))
+        far = abs(np.log10(y * x)) > 1.0
+        assert far.mean() > 0.5
+        assert np.array_equal(expected[far], np.where(y * x > 1.0, 3, 30)[far])
