@@ -40,7 +40,6 @@ HOMES = {
     "pyarrow": {"results", "data", "aggregate", "worker"},
     "torch": {"models", "data", "train", "checkpoints"},
     "tiktoken": {"checkpoints"},
-    "scipy": {"analysis"},
     "matplotlib": {"report"},
     "PIL": {"report"},
     "scipy": {"analysis"},
