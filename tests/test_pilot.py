@@ -166,6 +166,8 @@ def test_a_pilot_answers_before_the_map_and_is_shown_beside_it(run: Run, tmp_pat
     assert "scattered and not a map; its analyses are ledger and pilot" in (
         run("analyze", "ripple-pilot", "--only", "dimension", code=2).output
     )
+    for option in (("--against", "ripple-pilot"), ("--csv", "x.csv")):
+        assert "scattered and not a map" in run("analyze", "ripple-pilot", *option, code=2).output
     assert "it has no page" in run("report", "ripple-pilot", "--open", code=2).output
     assert "are scattered and not a map" in run("controls", "ripple-pilot", code=2).output
     run(*options)

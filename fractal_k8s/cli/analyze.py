@@ -105,7 +105,7 @@ def command(
     if mask is not None and settings:
         raise click.UsageError("--set needs a sweep: a mask has its verdicts already")
     _check_files(mask, against, figure, csv_file, only)
-    reader = _Reader(store_uri, settings, allow_mixed)
+    reader = _Reader(store_uri, settings, allow_mixed, only_maps=bool(against or csv_file))
     subject = reader.mask(mask) if mask is not None else reader.sweep(str(sweep_id))
     other = None
     if against is not None:
@@ -177,10 +177,14 @@ def _write_files(
 class _Reader:
     """Reads maps by one set of options."""
 
-    def __init__(self, store_uri: str, settings: tuple[str, ...], allow_mixed: bool) -> None:
+    def __init__(
+        self, store_uri: str, settings: tuple[str, ...], allow_mixed: bool, only_maps: bool
+    ) -> None:
         self.store_uri = store_uri
         self.settings = settings
         self.allow_mixed = allow_mixed
+        # refuse scattered points, which cannot be compared or put into columns
+        self.only_maps = only_maps
 
     def mask(self, path: Path) -> Subject:
         from fractal_k8s.analysis.subject import Subject
@@ -192,9 +196,12 @@ class _Reader:
     def sweep(self, sweep_id: str) -> Subject:
         from fractal_k8s.aggregate import read_grid
         from fractal_k8s.analysis.subject import Subject
+        from fractal_k8s.sweep.derive import refuse_scattered
         from fractal_k8s.sweep.load import resolve
 
         folder, plan = open_store(self.store_uri).plan(sweep_id)
+        if self.only_maps:
+            refuse_scattered(plan.sweep)
         if foreign := [text for text in self.settings if not text.startswith("verdict.")]:
             raise UsageError(
                 f"{foreign[0]!r} would need new training; analyze can only change verdict.* keys"
