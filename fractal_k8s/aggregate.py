@@ -99,14 +99,11 @@ def write_figures(
 ) -> dict[str, str]:
     """Figures for a paper, as vector PDF and as PNG: map, dimension fit, strip of zooms.
 
-    The fit is left out where no boxes were counted, the strip where the map has no family, and
-    everything where the points are scattered.
+    The fit is left out where no boxes were counted, the strip where the map has no family.
 
     Returns:
         name of the file -> path or URI.
     """
-    if done.grid.sweep.is_scattered:
-        return {}
     from fractal_k8s.report.colours import SCHEMES
     from fractal_k8s.report.dimension_figure import dimension_figure
     from fractal_k8s.report.figures import three_panels, zoom_strip
