@@ -8,15 +8,16 @@ boxes, and D = -d ln N / d ln m = 2 - d ln p / d ln m.
   without a correction for its thickness.
 - Boxes that reach over the frame see the map mirrored there. Without that, boxes near the frame
   are missing or half empty, which costs a straight line 0.05 and a centred closed curve 0.1.
-- Sizes are sqrt(2) apart, over a range that is reported with the number.
+- Sizes are sqrt(2) apart, over at least 1.5 decades, which are reported with the number.
 - With holes in the map every size is judged at the same places, those where the largest box holds
   no hole; otherwise large boxes would be judged where there is less edge.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +28,9 @@ from fractal_k8s.analysis.boundary import Mask, find_edge, published_boundary
 Counts = npt.NDArray[np.float64]
 
 MIN_SIZES: Final = 4
+# A slope over fewer decades of box sizes is no dimension; maps from 64 points a side have 1.505.
+MIN_DECADES: Final = 1.5
+MIN_SIDE: Final = 64
 # With holes: the largest sizes are given up until this share of the places can be judged.
 _MIN_JUDGED: Final = 0.5
 # Box positions per box side that are looked at: every position of small boxes, 8 x 8 of large ones.
@@ -35,11 +39,12 @@ _STEPS_PER_BOX: Final = 8
 
 @dataclass(frozen=True)
 class BoxDimension:
-    """A dimension with everything it was read from. `dimension` is None where there is none."""
+    """The slope of box counts, with everything it was read from."""
 
     method: str
-    dimension: float | None
-    # why there is no dimension
+    # least-squares slope of -ln count on ln size; None where too few sizes could be counted
+    slope: float | None
+    # why the slope is no dimension, or there is none
     refused: str | None
     # boundary pixels: edge cells, or the published code's pixels
     boundary_pixels: int
@@ -51,24 +56,41 @@ class BoxDimension:
     # slope between neighbouring sizes, and over the smaller and the larger half of them
     local_slopes: tuple[float, ...] = ()
     half_slopes: tuple[float, float] | None = None
+    # ln count minus the fitted line, per size
+    residuals: tuple[float, ...] = ()
+
+    @property
+    def dimension(self) -> float | None:
+        return None if self.refused else self.slope
+
+    @property
+    def decades(self) -> float:
+        """Length of the scaling range."""
+        return math.log10(self.sizes[-1] / self.sizes[0]) if self.sizes else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with the keys of `analyze --json`."""
         return {
             "method": self.method,
             "dimension": self.dimension,
+            "interval": None,
             "refused": self.refused,
-            "boundary_pixels": self.boundary_pixels,
             "coverage": self.coverage,
+            "boundary_pixels": self.boundary_pixels,
+            "raw_slope": self.slope,
             "box_sizes": list(self.sizes),
             "box_counts": list(self.counts),
+            "decades": self.decades,
             "slopes": list(self.local_slopes),
             "half_slopes": list(self.half_slopes) if self.half_slopes else None,
+            "fit": {"residuals": list(self.residuals)},
         }
 
 
 def windows(labels: Mask, known: Mask | None = None) -> BoxDimension:
-    """Dimension of the edge from boxes at every offset; the default method.
+    """Slope of the edge's box counts from boxes at every offset; the default method.
+
+    The slope is refused as a dimension where it spans less than 1.5 decades, and still reported.
 
     Args:
         labels: shape (rows, columns).
@@ -76,21 +98,19 @@ def windows(labels: Mask, known: Mask | None = None) -> BoxDimension:
             out, and `coverage` says how much was judged.
     """
     edge = find_edge(labels, known)
-    common = {"method": "windows", "boundary_pixels": edge.count, "coverage": edge.coverage}
+    common = _Common("windows", edge.count, edge.coverage)
     if not edge.count:
         judged = labels if known is None else labels[known]
-        return BoxDimension(dimension=None, refused=_no_edge(judged), **common)  # type: ignore[arg-type]
+        return common.refuse(_no_edge(judged))
     sizes, places = _judged_places(edge.valid, scaling_range(min(labels.shape)))
     if len(sizes) < MIN_SIZES:
-        reason = (
-            f"only {len(sizes)} box sizes fit between the holes of the map"
-            if not edge.valid.all()
-            else f"box sizes that fit: {len(sizes)}, a slope needs {MIN_SIZES}; use a finer map"
-        )
-        return BoxDimension(dimension=None, refused=reason, **common)  # type: ignore[arg-type]
+        return common.refuse(_too_few(len(sizes), edge.valid))
     shares = _box_shares(edge.cells, sizes, places)
     counts = shares * edge.cells.size / np.square(np.array(sizes, dtype=float))
-    return _fitted(sizes, counts, **common)  # type: ignore[arg-type]
+    found = _fitted(common, sizes, counts)
+    if found.refused or found.decades >= MIN_DECADES:
+        return found
+    return replace(found, refused=_too_short(found, edge.valid))
 
 
 def published(labels: Mask, known: Mask | None = None) -> BoxDimension:
@@ -101,24 +121,46 @@ def published(labels: Mask, known: Mask | None = None) -> BoxDimension:
     """
     boundary = published_boundary(labels)
     sizes = [size for size in (2, 4, 8, 16, 32, 64) if size < min(labels.shape)]
-    coverage = 1.0 if known is None else float(known.mean())
-    common = {
-        "method": "published",
-        "boundary_pixels": int(boundary.sum()),
-        "coverage": coverage,
-    }
+    common = _Common("published", int(boundary.sum()), _share(known))
     if len(sizes) < 2:
-        reason = "the published method needs at least 5 points per side"
-        return BoxDimension(dimension=None, refused=reason, **common)  # type: ignore[arg-type]
+        return common.refuse("the published method needs at least 5 points per side")
     counts = aligned_counts(boundary, sizes)
     slope = -float(np.polyfit(np.log(sizes), np.log(counts + 1), 1)[0])
-    return BoxDimension(
-        dimension=slope,
-        refused=None,
+    return replace(
+        common.refuse(None),
+        slope=slope,
         sizes=tuple(sizes),
         counts=tuple(counts.tolist()),
         local_slopes=_local_slopes(sizes, counts + 1),
-        **common,  # type: ignore[arg-type]
+    )
+
+
+def notebook(labels: Mask, known: Mask | None = None) -> BoxDimension:
+    """The original study's number (arXiv:2402.06184, notebook cell 16), for comparison only.
+
+    Its sizes are ten, log-spaced from 10 points to the whole map; a box counts where it is partly,
+    not wholly, covered by edge cells; the dimension is the median of the slopes at the sizes. The
+    study pools the slopes of about fifty zooms before it takes the median.
+    """
+    edge = find_edge(labels, known)
+    common = _Common("notebook", edge.count, edge.coverage)
+    if not edge.count:
+        return common.refuse(_no_edge(labels if known is None else labels[known]))
+    side = min(edge.cells.shape)
+    spaced = np.logspace(1, math.log10(side), 10) if side > 10 else np.arange(0)
+    sizes = sorted({int(size + 1e-6) for size in spaced})  # whole sides stay whole
+    if len(sizes) < MIN_SIZES:
+        return common.refuse("the notebook's method needs at least 14 points per side")
+    counts = aligned_counts(edge.cells, sizes) - aligned_counts(edge.cells, sizes, whole=True)
+    if not counts.all():
+        return common.refuse("the notebook's method found no partly covered box at some size")
+    slopes = -np.gradient(np.log(counts), np.log(sizes))
+    return replace(
+        common.refuse(None),
+        slope=float(np.median(slopes)),
+        sizes=tuple(sizes),
+        counts=tuple(counts.tolist()),
+        local_slopes=tuple(slopes.tolist()),
     )
 
 
@@ -130,47 +172,55 @@ def aligned(labels: Mask, known: Mask | None = None) -> BoxDimension:
     """
     side = min(labels.shape)
     sizes = [size for size in range(1, side) if all(n % size == 0 for n in labels.shape)]
-    coverage = 1.0 if known is None else float(known.mean())
-    common = {"method": "aligned", "boundary_pixels": int(labels.sum()), "coverage": coverage}
+    common = _Common("aligned", int(labels.sum()), _share(known))
     if not labels.any():
-        reason = "the set is empty"
-        return BoxDimension(dimension=None, refused=reason, **common)  # type: ignore[arg-type]
-    return _fitted(sizes, aligned_counts(labels, sizes), **common)  # type: ignore[arg-type]
+        return common.refuse("the set is empty")
+    return _fitted(common, sizes, aligned_counts(labels, sizes))
 
 
 METHODS: Final[dict[str, Callable[[Mask, Mask | None], BoxDimension]]] = {
     "windows": windows,
     "published": published,
+    "notebook": notebook,
     "aligned": aligned,
 }
 
 
 def scaling_range(side: int) -> list[int]:
-    """Box sizes for a map of `side` points: about sqrt(2) apart, between the two biases.
+    """Box sizes for a map of `side` points: about sqrt(2) apart, 1.5 decades from 64 points on.
 
-    Small boxes see the lattice and not the set, large ones see too little of it: from 4 pitches
-    (fewer on small maps) to an eighth of the side, or to 32 where that leaves more room.
+    Small boxes see the lattice and not the set, large ones see too little of it: the largest is an
+    eighth of the side (32 points on maps below 256), the smallest 1 to 4 points, as far up as 1.5
+    decades allow.
     """
-    largest = max(side // 8, min(side // 4, 32))
-    smallest = min(4, max(1, largest // 16))
-    sizes: list[int] = []
+    largest = min(max(side // 8, 32), side // 2)
+    return sqrt2_steps(max(1, min(4, largest // 32)), largest)
+
+
+def sqrt2_steps(smallest: int, largest: int) -> list[int]:
+    """Whole numbers from smallest to largest, about a factor of sqrt(2) apart."""
+    numbers: list[int] = []
     step = 0
-    while (size := round(smallest * 2 ** (step / 2))) <= largest:
-        if not sizes or size > sizes[-1]:
-            sizes.append(size)
+    while (number := round(smallest * 2 ** (step / 2))) <= largest:
+        if not numbers or number > numbers[-1]:
+            numbers.append(number)
         step += 1
-    return sizes
+    return numbers
 
 
-def aligned_counts(cells: Mask, sizes: Sequence[int]) -> Counts:
+def aligned_counts(cells: Mask, sizes: Sequence[int], *, whole: bool = False) -> Counts:
     """How many boxes of a grid from the origin hold a cell, shape (sizes,).
 
     Boxes that the frame cuts count like whole ones.
+
+    Args:
+        whole: count the boxes that hold nothing but cells.
     """
+    combine = np.logical_and if whole else np.logical_or
     counts = []
     for size in sizes:
-        rows = np.logical_or.reduceat(cells, np.arange(0, cells.shape[0], size), axis=0)
-        boxes = np.logical_or.reduceat(rows, np.arange(0, cells.shape[1], size), axis=1)
+        rows = combine.reduceat(cells, np.arange(0, cells.shape[0], size), axis=0)
+        boxes = combine.reduceat(rows, np.arange(0, cells.shape[1], size), axis=1)
         counts.append(boxes.sum())
     return np.array(counts, dtype=np.float64)
 
@@ -229,29 +279,38 @@ class _SummedArea:
         return sums
 
 
-def _fitted(
-    sizes: Sequence[int], counts: Counts, *, method: str, boundary_pixels: int, coverage: float
-) -> BoxDimension:
+@dataclass(frozen=True)
+class _Common:
+    """What every answer of a method says."""
+
+    method: str
+    boundary_pixels: int
+    coverage: float
+
+    def refuse(self, reason: str | None) -> BoxDimension:
+        return BoxDimension(self.method, None, reason, self.boundary_pixels, self.coverage)
+
+
+def _fitted(common: _Common, sizes: Sequence[int], counts: Counts) -> BoxDimension:
     """Least squares of ln counts on ln sizes, with the slopes that show whether it is a line."""
-    common = {"method": method, "boundary_pixels": boundary_pixels, "coverage": coverage}
     usable = np.isfinite(counts) & (counts > 0)
     chosen, used = np.array(sizes)[usable], counts[usable]
     if len(chosen) < MIN_SIZES:
-        reason = (
+        return common.refuse(
             f"only {len(chosen)} box sizes could be counted, a slope needs {MIN_SIZES}; "
             "use a finer or more complete map"
         )
-        return BoxDimension(dimension=None, refused=reason, **common)  # type: ignore[arg-type]
     x, y = np.log(chosen), np.log(used)
+    slope, intercept = np.polyfit(x, y, 1)
     half = len(chosen) // 2
-    return BoxDimension(
-        dimension=_slope(x, y),
-        refused=None,
+    return replace(
+        common.refuse(None),
+        slope=-float(slope),
         sizes=tuple(int(size) for size in chosen),
         counts=tuple(float(count) for count in used),
         local_slopes=_local_slopes(chosen, used),
         half_slopes=(_slope(x[:half], y[:half]), _slope(x[-half:], y[-half:])),
-        **common,  # type: ignore[arg-type]
+        residuals=tuple((y - slope * x - intercept).tolist()),
     )
 
 
@@ -262,6 +321,25 @@ def _slope(x: Counts, y: Counts) -> float:
 def _local_slopes(sizes: npt.ArrayLike, counts: Counts) -> tuple[float, ...]:
     slopes = -np.diff(np.log(counts)) / np.diff(np.log(np.asarray(sizes, dtype=float)))
     return tuple(float(slope) for slope in slopes)
+
+
+def _share(known: Mask | None) -> float:
+    return 1.0 if known is None else float(known.mean())
+
+
+def _too_few(count: int, valid: Mask) -> str:
+    if not valid.all():
+        return f"only {count} box sizes fit between the holes of the map"
+    return f"box sizes that fit: {count}, a slope needs {MIN_SIZES}; use a finer map"
+
+
+def _too_short(found: BoxDimension, valid: Mask) -> str:
+    cause = "between the holes of the map" if not valid.all() else "in a map of this size"
+    cure = "train the missing points" if not valid.all() else f"use {MIN_SIDE} points a side"
+    return (
+        f"too short a range: boxes of {found.sizes[0]} to {found.sizes[-1]} points, all that fit {cause}, are "
+        f"{found.decades:.2f} decades; a dimension needs {MIN_DECADES}: {cure}"
+    )
 
 
 def _no_edge(labels: npt.NDArray[np.bool_]) -> str:

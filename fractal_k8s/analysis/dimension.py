@@ -1,26 +1,181 @@
-"""The dimension of the edge, with everything it was read from."""
+"""The dimension of the edge with an interval, or the reason why there is none."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from fractal_k8s.analysis.box_dimension import windows
+import numpy as np
+
+from fractal_k8s.analysis.boundary import Mask
+from fractal_k8s.analysis.box_dimension import BoxDimension, windows
+from fractal_k8s.analysis.calibration import (
+    MAX_MISFIT,
+    Estimate,
+    Statistics,
+    axes_limit,
+    estimate,
+)
+from fractal_k8s.analysis.entropy import UNRESOLVED, Mixing, measure_mixing
 from fractal_k8s.analysis.subject import Subject
+from fractal_k8s.analysis.uncertainty import Uncertainty, measure_uncertainty
 
 TITLE: Final = "Edge dimension"
 
+# how the straight edge of the smooth baseline lies: along no axis and no diagonal
+_TILT: Final = 0.5
+
 
 def analyse(subject: Subject) -> dict[str, Any]:
-    """`BoxDimension.to_dict` of the map."""
-    return windows(subject.labels & subject.known, subject.known).to_dict()
+    """`measure_dimension` of the map."""
+    return measure_dimension(subject.labels & subject.known, subject.known)
+
+
+def measure_dimension(labels: Mask, known: Mask) -> dict[str, Any]:
+    """The calibrated dimension of a map's edge, as plain data; arrays of shape (rows, columns).
+
+    Keys: those of `BoxDimension.to_dict` (`raw_slope` is what the boxes say before calibration,
+    also where the number is refused), and
+
+        dimension    calibrated, None when refused
+        interval     [low, high] that holds the truth in 95 % of simulated edges, None when refused
+        refused      why there is no number
+        lag_dimension, agreement    2 - alpha, and the raw slope minus it
+        misfit       distance to the nearest simulated edge, see `analysis.calibration`
+        baselines    raw slopes of a straight edge (smooth) and of independent labels (noise) with
+                     this share of trainable points, None where there is no slope
+    """
+    box = windows(labels, known)
+    lags = measure_uncertainty(labels, known)
+    result = {
+        **box.to_dict(),
+        "dimension": None,
+        "lag_dimension": lags.dimension,
+        "agreement": None,
+        "misfit": None,
+        "baselines": _baselines(labels, known),
+    }
+    if box.slope is not None and lags.dimension is not None:
+        result["agreement"] = box.slope - lags.dimension
+    result["refused"] = _refusal_of_map(box, lags, measure_mixing(labels, known), labels.shape)
+    if result["refused"]:
+        return result
+    found = estimate(_statistics(box, lags), min(labels.shape))
+    result["misfit"] = found.misfit
+    if found.misfit > MAX_MISFIT:
+        return {**result, "refused": _refusal_of_fit(found, box, lags)}
+    return {**result, "dimension": found.dimension, "interval": list(found.interval)}
 
 
 def lines(result: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("boundary pixels", f"{result['boundary_pixels']:,}")]
+    if result["raw_slope"] is not None:
+        rows += _measured_lines(result)
     if result["dimension"] is None:
         return [("dimension", f"none: {result['refused']}"), *rows]
-    rows.append(("box sides", ", ".join(str(size) for size in result["box_sizes"])))
+    low, high = result["interval"]
+    return [("dimension", f"{result['dimension']:.3f}, 95 % from {low:.3f} to {high:.3f}"), *rows]
+
+
+def _measured_lines(result: dict[str, Any]) -> list[tuple[str, str]]:
+    def text(value: float | None) -> str:
+        return "none" if value is None else f"{value:.3f}"
+
+    sizes = ", ".join(str(size) for size in result["box_sizes"])
+    rows = [
+        ("box sides", f"{sizes} ({result['decades']:.2f} decades)"),
+        ("slope before calibration", text(result["raw_slope"])),
+    ]
     if result["half_slopes"]:
         small, large = result["half_slopes"]
-        rows.append(("slope of smaller / larger boxes", f"{small:.3f} / {large:.3f}"))
-    return [("dimension", f"{result['dimension']:.4f}"), *rows]
+        rows.append(("of smaller / larger boxes", f"{small:.3f} / {large:.3f}"))
+    smooth, noise = (text(result["baselines"][name]) for name in ("smooth", "noise"))
+    rows.append(("of a straight edge / of noise", f"{smooth} / {noise}"))
+    rows.append(("2 - alpha", text(result["lag_dimension"])))
+    return rows
+
+
+def _statistics(box: BoxDimension, lags: Uncertainty) -> Statistics:
+    assert box.slope is not None  # neither was refused
+    assert box.half_slopes is not None
+    assert lags.dimension is not None
+    assert lags.halves is not None
+    small, large = box.half_slopes
+    short, long = lags.halves
+    return Statistics(box.slope, small - large, lags.dimension, long - short)
+
+
+def statistics_of(labels: Mask) -> tuple[Statistics, float] | None:
+    """What calibration is made of: the statistics of a map without holes and its anisotropy.
+
+    None where one of them cannot be measured.
+    """
+    known = np.ones(labels.shape, dtype=bool)
+    box, lags = windows(labels, known), measure_uncertainty(labels, known)
+    if box.refused or lags.refused:
+        return None
+    return _statistics(box, lags), lags.anisotropy
+
+
+def _refusal_of_map(
+    box: BoxDimension, lags: Uncertainty, mixing: Mixing, shape: tuple[int, ...]
+) -> str | None:
+    """What forbids a number before anything is compared."""
+    if box.slope is None:
+        return box.refused
+    if mixing.verdict == UNRESOLVED:
+        entropy = mixing.boundary_entropy or 0.0
+        return (
+            f"{UNRESOLVED}: neighbours' labels correlate by {mixing.correlation:.2f} and boxes at "
+            f"the edge have an entropy of {entropy:.2f} (independent labels: 0 and 0.69); "
+            "zoom in, or repeat points with another seed"
+        )
+    if box.refused or lags.refused:
+        return box.refused or lags.refused
+    if lags.anisotropy > axes_limit(min(shape)):
+        assert lags.exponent_x is not None  # else there is no anisotropy
+        assert lags.exponent_y is not None
+        return (
+            f"the edge differs along the axes: 2 - alpha is {2 - lags.exponent_x:.2f} along x and "
+            f"{2 - lags.exponent_y:.2f} along y, so one number does not describe it; zoom in"
+        )
+    return None
+
+
+def _refusal_of_fit(found: Estimate, box: BoxDimension, lags: Uncertainty) -> str:
+    """What sets the map apart from every simulated edge, in words."""
+    assert box.half_slopes is not None
+    assert lags.halves is not None
+    statistic, deviation = found.oddest
+    if statistic == "lag_dimension":
+        return (
+            f"two ways to measure disagree: boxes have slope {box.slope:.2f}, pairs of points give "
+            f"2 - alpha = {lags.dimension:.2f}; {_advice(deviation)}"
+        )
+    if statistic == "box_bend":
+        what, (small, large) = "boxes", box.half_slopes
+    else:
+        what, (small, large) = "distances", (2 - lags.halves[0], 2 - lags.halves[1])
+    return (
+        f"the half-ranges disagree: slope {small:.2f} over small {what} and {large:.2f} over large "
+        f"ones, which clean edges of this size do not show; {_advice(deviation)}"
+    )
+
+
+def _advice(deviation: float) -> str:
+    if deviation > 0:
+        return "noise on a smoother edge, or texture at the size of a point, looks so: zoom in"
+    return "the map holds edges of different kinds or too little edge: zoom in on one"
+
+
+def _baselines(labels: Mask, known: Mask) -> dict[str, float | None]:
+    if not known.any():
+        return {"smooth": None, "noise": None}
+    share = float(labels[known].mean())
+    i, j = (np.arange(length) for length in labels.shape)
+    height = np.add.outer(i.astype(float), _TILT * j)
+    smooth = height < np.quantile(height, share)
+    noise = np.random.default_rng(0).random(labels.shape) < share
+    return {
+        name: windows(made & known, known).slope
+        for name, made in (("smooth", smooth), ("noise", noise))
+    }

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fractal_k8s.analysis.subject import Subject
 
 # the keys of analysis.box_dimension.METHODS, which a test compares
-_METHODS = ("windows", "published", "aligned")
+_METHODS = ("windows", "published", "notebook", "aligned")
 
 
 @click.command(cls=Command)
@@ -40,8 +40,9 @@ _METHODS = ("windows", "published", "aligned")
     type=click.Choice(_METHODS),
     default="windows",
     show_default=True,
-    help="How the dimension is measured. published: as the public code does, for comparison only; "
-    "aligned: of the trainable cells themselves, not of their edge.",
+    help="How the dimension is measured. Only windows is calibrated and has an interval. published "
+    "(the public code's) and notebook (the original study's) are for comparison; aligned: of the "
+    "trainable cells themselves, not of their edge.",
 )
 @click.option(
     "--only",

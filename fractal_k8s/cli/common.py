@@ -218,7 +218,11 @@ def _dimension_lines(summary: dict[str, Any]) -> list[str]:
     if summary["dimension"] is None:
         return [*lines, f"  edge dimension: none ({summary['refused']})"]
     sizes = f"{min(summary['box_sizes'])}..{max(summary['box_sizes'])}"
-    text = f"  edge dimension {summary['dimension']:.4f}  (boxes of {sizes}, {summary['method']}"
+    text = f"  edge dimension {summary['dimension']:.3f}"
+    if summary["interval"]:
+        low, high = summary["interval"]
+        text += f", 95 % from {low:.3f} to {high:.3f}"
+    text += f"  (boxes of {sizes}, {summary['method']}"
     if summary["half_slopes"]:
         small, large = summary["half_slopes"]
         text += f"; smaller boxes {small:.3f}, larger {large:.3f}"

@@ -1,0 +1,115 @@
+"""Exponent and entropy of maps whose values are known."""
+
+from __future__ import annotations
+
+import math
+
+import edges
+import numpy as np
+import pytest
+
+from fractal_k8s.analysis import entropy, uncertainty
+from fractal_k8s.analysis.entropy import RESOLVED, UNRESOLVED, measure_mixing
+from fractal_k8s.analysis.subject import Subject
+from fractal_k8s.analysis.uncertainty import measure_uncertainty
+
+
+def known(shape: tuple[int, ...]) -> edges.Mask:
+    return np.ones(shape, dtype=bool)
+
+
+def test_f_is_the_share_of_pairs_that_differ() -> None:
+    labels = np.random.default_rng(0).random((64, 50)) < 0.3
+    seen = np.random.default_rng(1).random((64, 50)) < 0.9
+    found = measure_uncertainty(labels & seen, seen)
+    assert found.lags == (1, 2, 3)
+    for index, lag in enumerate(found.lags):
+        pairs = [
+            labels[i, j] != labels[i, j + lag]
+            for i in range(64)
+            for j in range(50 - lag)
+            if seen[i, j] and seen[i, j + lag]
+        ]
+        assert found.shares_x[index] == pytest.approx(np.mean(pairs))
+    assert "saturated" in (found.refused or "")
+    assert found.exponent is None
+    assert found.coverage == pytest.approx(0.81, abs=0.02)
+
+
+@pytest.mark.parametrize("side", [64, 128, 512])
+def test_a_straight_edge_has_exponent_one_whatever_its_direction(side: int) -> None:
+    i, j = np.mgrid[:side, :side]
+    for labels in (i > side / 3, j > side / 2, i + 0.3 * j > side / 2, i + j > side):
+        found = uncertainty.analyse(Subject(labels, known(labels.shape)))
+        assert found["exponent"] == pytest.approx(1.0, abs=0.03)
+        assert found["dimension"] == pytest.approx(1.0, abs=0.03)
+        assert found["anisotropy"] < 0.03
+        assert found["refused"] is None
+    assert measure_uncertainty(i > side / 3, known(i.shape)).exponent_x is None
+
+
+@pytest.mark.parametrize("dimension", [1.2, 1.4, 1.6])
+def test_a_rough_surface_has_exponent_two_minus_its_dimension(dimension: float) -> None:
+    found = []
+    for seed in range(6):
+        labels = edges.surface(512, dimension, np.random.default_rng(seed))
+        found.append(measure_uncertainty(labels, known(labels.shape)).dimension)
+    assert np.mean(found) == pytest.approx(dimension, abs=0.06)
+
+
+def test_a_brownian_graph_has_one_half_along_time_and_one_along_its_values() -> None:
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(10):
+        labels = edges.brownian_graph(512, 1.5, random)
+        measured = measure_uncertainty(labels, known(labels.shape))
+        exponents = (measured.exponent_x or 0.0, measured.exponent_y or 0.0)
+        found.append(sorted(exponents))
+        assert measured.anisotropy == pytest.approx(found[-1][1] - found[-1][0])
+    assert np.mean(found, axis=0) == pytest.approx([0.5, 1.0], abs=0.06)
+
+
+def test_small_and_edgeless_maps_are_refused() -> None:
+    small = np.indices((40, 40))[0] > 5
+    assert "48 points" in (measure_uncertainty(small, known((40, 40))).refused or "")
+    assert "no edge" in (measure_uncertainty(known((64, 64)), known((64, 64))).refused or "")
+    nothing = np.zeros((64, 64), dtype=bool)
+    assert "no two neighbours" in (measure_uncertainty(nothing, nothing).refused or "")
+    assert uncertainty.lines(uncertainty.analyse(Subject(small, known((40, 40)))))[0][0] == "alpha"
+
+
+# --- entropy ---
+
+
+def test_entropies_are_those_of_the_boxes() -> None:
+    labels = np.zeros((16, 24), dtype=bool)
+    labels[:8, :4] = True  # one box half trainable
+    labels[8:, 8:16] = True  # one box wholly
+    found = measure_mixing(labels, known(labels.shape))
+    assert found.entropy == pytest.approx(math.log(2) / 6)
+    assert found.boundary_entropy == pytest.approx(math.log(2))
+    assert found.coverage == 1.0
+    seen = known(labels.shape)
+    seen[0, 0] = False
+    partial = entropy.analyse(Subject(labels & seen, seen))
+    assert partial["boundary_entropy"] is None
+    assert partial["coverage"] == pytest.approx(5 / 6)
+
+
+def test_noise_is_told_from_edges() -> None:
+    random = np.random.default_rng(0)
+    for dimension in (1.0, 1.3, 1.6, 1.9):
+        labels = edges.surface(256, dimension, random)
+        assert measure_mixing(labels, known(labels.shape)).verdict == RESOLVED
+    noise = edges.noise(256, 2.0, random)
+    found = entropy.analyse(Subject(noise, known(noise.shape)))
+    assert found["verdict"] == UNRESOLVED
+    assert found["correlation"] == pytest.approx(0.0, abs=0.02)
+    assert 0.6 < found["boundary_entropy"] < math.log(2)
+
+
+def test_a_map_without_boxes_or_edge_says_so() -> None:
+    for shape in ((3, 3), (0, 5), (64, 64)):
+        found = entropy.analyse(Subject(np.zeros(shape, bool), known(shape)))
+        assert found["verdict"] == "no edge"
+        assert entropy.lines(found)[0] == ("labels of neighbours", "no edge, correlation none")
