@@ -1,7 +1,7 @@
 """Makes fractal_k8s/analysis/calibration.json, and tests it on edges it was not made from.
 
-    scripts/calibrate                   simulate, write the file
-    scripts/calibrate --coverage 100    how often the interval holds the truth, 100 maps a family
+scripts/calibrate                   simulate, write the file
+scripts/calibrate --coverage 100    how often the interval holds the truth, 100 maps a family
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import argparse
 import json
 import time
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from edges import CALIBRATION, HELD_OUT, Maker
 
+from edges import CALIBRATION, HELD_OUT, Maker
 from fractal_k8s.analysis.calibration import DATA
 from fractal_k8s.analysis.dimension import measure_dimension, statistics_of
 
@@ -51,35 +52,30 @@ def write_calibration() -> None:
     DATA.write_text(text.replace('"surface"', '\n"surface"').replace('"64"', '\n"64"') + "\n")
 
 
-def calibrate(side: int, draws: int) -> dict[str, Any]:
+def calibrate(side: int, draws: int, names: Sequence[str] = tuple(CALIBRATION)) -> dict[str, Any]:
     """Mean and covariance of the statistics of every family and dimension."""
-    families, anisotropies = {}, []
-    for name, (make, dimensions) in CALIBRATION.items():
+    families = {}
+    for name in names:
+        make, dimensions = CALIBRATION[name]
         times = 8 if len(dimensions) == 1 else 1
-        measured = []
-        for dimension in dimensions:
-            vectors, differences = _statistics(make, side, dimension, draws * times)
-            measured.append(vectors)
-            anisotropies.append(differences)
+        measured = [_statistics(make, side, truth, draws * times) for truth in dimensions]
         means, covariances = _smoothed(np.array(dimensions), measured)
         families[name] = {
             "dimensions": list(dimensions),
             "means": np.round(means, 5).tolist(),
             "covariances": np.round(covariances, 7).tolist(),
         }
-    limit = float(np.quantile(np.concatenate(anisotropies), 0.99))
-    return {"axes_limit": round(limit, 4), "families": families}
+    return families
 
 
-def _statistics(make: Maker, side: int, dimension: float, draws: int) -> tuple[Floats, Floats]:
-    """Statistics (draws, 4) and anisotropies (draws,) of maps that can be measured."""
-    vectors, differences = [], []
+def _statistics(make: Maker, side: int, dimension: float, draws: int) -> Floats:
+    """Statistics of the maps that can be measured, at most (draws, 4)."""
+    vectors = []
     for draw in range(draws):
         random = np.random.default_rng([SEED, side, round(1000 * dimension), draw])
         if (found := statistics_of(make(side, dimension, random))) is not None:
-            vectors.append(found[0].vector())
-            differences.append(found[1])
-    return np.array(vectors), np.array(differences)
+            vectors.append(found.vector())
+    return np.array(vectors)
 
 
 def _smoothed(dimensions: Floats, measured: list[Floats]) -> tuple[Floats, Floats]:

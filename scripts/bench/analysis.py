@@ -13,10 +13,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
-from edges import surface
 
+from edges import surface
 from fractal_k8s.aggregate import read_grid
 from fractal_k8s.analysis.boundary import Mask, find_edge
 from fractal_k8s.analysis.box_dimension import windows
@@ -61,7 +62,7 @@ def bench_analyses(rounds: int) -> None:
     print(f"{plan.sweep.rows} x {plan.sweep.columns} points, the tanh preset, all analyses")
     total = 0.0
     for name in names():
-        total += report(name, rounds, lambda analysis=load(name): analysis.analyse(subject))
+        total += report(name, rounds, partial(load(name).analyse, subject))
     print(f"  {'all':<46} {total:8.3f} s")
 
 
