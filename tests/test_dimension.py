@@ -43,6 +43,11 @@ def made(name: str, side: int, draw: int) -> tuple[Mask, float]:
     return make(side, truth, random), truth
 
 
+def brownian_steps(side: int) -> Mask:
+    path = np.cumsum(np.random.default_rng(0).standard_normal(side))
+    return np.arange(side)[:, None] - side / 2 > path - path.mean()
+
+
 # scripts/calibrate --coverage prints the same for many more maps; its table is in the README
 @pytest.mark.parametrize("name", edges.HELD_OUT)
 def test_the_interval_holds_the_truth_or_the_number_is_refused(name: str) -> None:
@@ -102,6 +107,7 @@ def test_fewer_than_one_in_twenty_calibrated_edges_are_refused(family: str) -> N
         pytest.param(made("noise band 0.5", 128, 0)[0], "half-ranges disagree", id="noisy edge"),
         pytest.param(made("noise band 4", 128, 0)[0], "noise or unresolved", id="noise band"),
         pytest.param(made("Brownian graph", 256, 0)[0], "differs along the axes", id="graph"),
+        pytest.param(brownian_steps(128), "differs along the axes", id="graph of unit steps"),
     ],
 )
 def test_a_refusal_says_why(labels: Mask, reason: str) -> None:

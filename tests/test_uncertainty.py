@@ -69,6 +69,14 @@ def test_a_brownian_graph_has_one_half_along_time_and_one_along_its_values() -> 
     assert np.mean(found, axis=0) == pytest.approx([0.5, 1.0], abs=0.06)
 
 
+def test_specks_beside_a_straight_edge_do_not_make_it_rough_along_the_axis() -> None:
+    labels = np.indices((128, 128))[0] > 60
+    labels[[20, 31, 40], [17, 90, 55]] = True
+    found = measure_uncertainty(labels, known(labels.shape))
+    assert (found.exponent_x or 1) < 0.1
+    assert found.anisotropy == 0.0
+
+
 def test_small_and_edgeless_maps_are_refused() -> None:
     small = np.indices((40, 40))[0] > 5
     assert "48 points" in (measure_uncertainty(small, known((40, 40))).refused or "")

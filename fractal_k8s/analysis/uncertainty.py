@@ -25,6 +25,7 @@ _MIN_LAGS: Final = 3
 # Labels are as good as independent where this share of the differences of independent labels is
 # reached: f cannot grow on, and its slope says nothing.
 _SATURATED: Final = 0.8
+_MIN_CROSSED: Final = 0.5
 
 Floats = npt.NDArray[np.float64]
 
@@ -57,15 +58,17 @@ class Uncertainty:
 
     @property
     def anisotropy(self) -> float:
-        """How much smaller the exponent is along the axis that crosses the edge more often.
+        """Difference of the exponents along the axes.
 
-        0 where it is not smaller: a smooth edge along an axis is crossed by the other axis, and
-        along its own a few specks decide. 0 too where an exponent cannot be read.
+        0 where one cannot be read, or where the axis with the smaller one crosses the edge less
+        than half as often: along a smooth edge that follows an axis a few specks decide.
         """
         if self.exponent_x is None or self.exponent_y is None:
             return 0.0
-        excess = self.exponent_y - self.exponent_x
-        return max(0.0, excess if self.shares_x[0] > self.shares_y[0] else -excess)
+        rough, other = (self.exponent_x, self.shares_x[0]), (self.exponent_y, self.shares_y[0])
+        if rough[0] > other[0]:
+            rough, other = other, rough
+        return other[0] - rough[0] if rough[1] >= _MIN_CROSSED * other[1] else 0.0
 
 
 def measure_uncertainty(labels: Mask, known: Mask) -> Uncertainty:
