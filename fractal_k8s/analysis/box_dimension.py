@@ -33,8 +33,11 @@ MIN_DECADES: Final = 1.5
 MIN_SIDE: Final = 64
 # With holes: the largest sizes are given up until this share of the places can be judged.
 _MIN_JUDGED: Final = 0.5
-# Box positions per box side that are looked at: every position of small boxes, 8 x 8 of large ones.
+# Box positions per box side that are looked at: every position of small boxes, 8 x 8 of large ones,
+# and 4 x 4 on maps so large that their boxes are many anyway.
 _STEPS_PER_BOX: Final = 8
+_STEPS_PER_BOX_OF_LARGE_MAP: Final = 4
+_LARGE_MAP: Final = 2**21
 
 
 @dataclass(frozen=True)
@@ -244,8 +247,9 @@ def _box_shares(cells: Mask, sizes: Sequence[int], places: Mask | None) -> Count
     """Share of the boxes of each size, around the given cells, that hold an edge. (sizes,)"""
     edges = _SummedArea(cells, max(sizes))
     shares = []
+    steps = _STEPS_PER_BOX if cells.size < _LARGE_MAP else _STEPS_PER_BOX_OF_LARGE_MAP
     for size in sizes:
-        stride = max(1, size // _STEPS_PER_BOX) if places is None else 1
+        stride = max(1, size // steps) if places is None else 1
         hit = edges.box_sums(size, stride) > 0
         shares.append(hit.mean() if places is None else hit[places].mean())
     return np.array(shares, dtype=np.float64)
