@@ -117,7 +117,10 @@ def test_the_null_models_measure_what_they_must(
     """A smooth edge is 1, and a ripple makes it clearly rougher, through the whole pipeline."""
     options = ("--preset", name, "--res", "64", "--backend", "inline", "--json")
     summary = json.loads(run("launch", *options).stdout)
-    slope = summary.get("raw_slope", summary["dimension"])
-    assert low < slope < high
-    if interval := summary.get("interval"):
-        assert interval[0] <= slope <= interval[1]
+    assert low < summary["raw_slope"] < high
+    is_smooth = name == "quadratic"
+    if is_smooth:
+        assert summary["interval"][0] == 1
+        assert summary["interval"][1] < 1.1
+    elif summary["interval"]:  # unless it is refused
+        assert summary["interval"][0] > 1.1

@@ -216,7 +216,10 @@ def _dimension_lines(summary: dict[str, Any]) -> list[str]:
     what = "cells of the set" if summary["method"] == "aligned" else "boundary pixels"
     lines = [f"  {what} {summary['boundary_pixels']:,}"]
     if summary["dimension"] is None:
-        return [*lines, f"  edge dimension: none ({summary['refused']})"]
+        lines.append(f"  edge dimension: none ({summary['refused']})")
+        if summary["raw_slope"] is not None:
+            lines.append(f"  slope of its boxes {summary['raw_slope']:.3f}, before any calibration")
+        return lines
     sizes = f"{min(summary['box_sizes'])}..{max(summary['box_sizes'])}"
     text = f"  edge dimension {summary['dimension']:.3f}"
     if summary["interval"]:

@@ -133,15 +133,21 @@ def _edges_at(axis: AxisView, first: float, last: float) -> tuple[float, float]:
 
 def caption(grid: Grid, summary: dict[str, Any]) -> str:
     """One line that says what the map is and how much of it there is."""
-    dimension = summary["dimension"]
-    edge = summary["refused"] if dimension is None else f"edge dimension {dimension:.3f}"
-    if dimension is not None and summary.get("interval"):
-        low, high = summary["interval"]
-        edge += f" [{low:.3f}, {high:.3f}]"
-    text = f"{grid.sweep.id}   {grid.sweep.rows} x {grid.sweep.columns}   {edge}"
+    size = f"{grid.sweep.rows} x {grid.sweep.columns}"
+    text = f"{grid.sweep.id}   {size}   {_edge_caption(summary)}"
     if not summary["complete"]:
         text += f"   PARTIAL: {summary['coverage']:.1%} of the points"
     return text
+
+
+def _edge_caption(summary: dict[str, Any]) -> str:
+    dimension, slope = summary["dimension"], summary.get("raw_slope")
+    if dimension is not None:
+        low, high = summary["interval"] or (dimension, dimension)
+        return f"edge dimension {dimension:.3f} [{low:.3f}, {high:.3f}]"
+    if slope is not None:  # the reason is a sentence, too long for here
+        return f"no edge dimension (slope of boxes {slope:.2f})"
+    return str(summary["refused"])
 
 
 def _map(
