@@ -185,8 +185,9 @@ def _positions(ends: Ends, progress: float, pixels: int) -> Floats:
     scale = (end - start) ** progress
     # the point whose share of the inner map is that of the outer one
     fixed = start / (1 - (end - start)) if end - start < 1 else 0.0
-    view: Floats = (np.arange(pixels) + 0.5) / pixels
-    return fixed + scale * (view - fixed)
+    shares = (np.arange(pixels) + 0.5) / pixels
+    places: Floats = fixed + scale * (shares - fixed)
+    return places
 
 
 def _nearest(places: Floats, count: int) -> tuple[Indexes, npt.NDArray[np.bool_]]:
