@@ -80,22 +80,15 @@ def family_levels(folder: SweepStore, plan: Plan, *, allow_mixed: bool = False) 
     families = lineage.read_families(folder.files)
     origin = plan.sweep.spec.origin
     line = lineage.ancestors(families, plan.sweep.id, origin.parent if origin else None)
-    line = [plan.sweep.id, *(member for member in line if member in families)]
+    line = [member for member in reversed(line) if member in families] + [plan.sweep.id]
     if len(line) == 1:
-        line = _deepest(families, plan.sweep.id)
+        line = lineage.deepest_line(families, plan.sweep.id)
     if len(line) == 1:
         raise UsageError(
             f"{plan.sweep.id} has no zooms to make a movie of; "
             f"make some with: fractal-k8s zoom {plan.sweep.id} --auto --depth 6"
         )
-    return [_read_level(folder, member, allow_mixed) for member in reversed(line)]
-
-
-def _deepest(families: lineage.Family, root: str) -> list[str]:
-    """The longest line of zooms below a sweep, deepest first; of equal ones the first."""
-    below = list(lineage.descendants(families, root))
-    deepest = max(below, key=lambda one: one[0])[1]
-    return [deepest, *lineage.ancestors(families, deepest, families[deepest].parent)]
+    return [_read_level(folder, member, allow_mixed) for member in line]
 
 
 def _read_level(folder: SweepStore, sweep_id: str, allow_mixed: bool) -> Level:

@@ -77,6 +77,13 @@ def descendants(families: Family, sweep_id: str) -> Iterator[tuple[int, str]]:
         waiting += [(depth + 1, child) for child in reversed(children(families, current))]
 
 
+def deepest_line(families: Family, root: str) -> list[str]:
+    """The longest line of zooms from a map down, itself first; of equal ones the first."""
+    deepest = max(descendants(families, root), key=lambda one: one[0])[1]
+    line = [deepest, *ancestors(families, deepest, families[deepest].parent)]
+    return line[line.index(root) :: -1]
+
+
 def relatives(families: Family, sweep_id: str, parent: str | None) -> list[str]:
     """Every stored member of the sweep's family but itself: ancestors first, nearest first."""
     line = ancestors(families, sweep_id, parent)
