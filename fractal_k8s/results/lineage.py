@@ -43,7 +43,9 @@ def read_families(files: Files) -> Family:
 def _relative(sweep_id: str, text: bytes | None) -> Relative | None:
     try:
         sweep = json.loads(text or b"")["sweep"]
-        origin = sweep.get("origin") or {"parent": None, "box": None}
+        # points scattered over a zoom's plane, such as its controls, are no zoom themselves
+        origin = None if sweep.get("scatter") else sweep.get("origin")
+        origin = origin or {"parent": None, "box": None}
         return Relative(sweep_id, origin["parent"], origin["box"], sweep["resolution"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -181,11 +181,13 @@ def same_experiments(one: Sweep, other: Sweep) -> bool:
     """Whether points of two sweeps that have the same values are the same experiment.
 
     All that decides a stored outcome must be equal: model, training, data, seed, knobs and the
-    verdict's window of losses. A seed per point belongs to the cell and not to the values.
+    verdict's window of losses. A seed per point belongs to the cell and not to the values, and
+    points that are scattered over the plane have no lattice to compare.
     """
-    if one.spec.seed_policy == "per-point":
+    own = _experiment(one)
+    if one.spec.seed_policy == "per-point" or "scatter" in own:
         return False
-    return _experiment(one) == _experiment(other)
+    return own == _experiment(other)
 
 
 def _experiment(sweep: Sweep) -> dict[str, Any]:
