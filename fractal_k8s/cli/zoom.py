@@ -14,6 +14,7 @@ from fractal_k8s.cli.common import (
     json_option,
     mixed_option,
     open_store,
+    relocated,
     store_option,
     summary_lines,
 )
@@ -22,7 +23,7 @@ from fractal_k8s.errors import UsageError
 
 if TYPE_CHECKING:
     from fractal_k8s.results.grid import Grid
-    from fractal_k8s.results.store import Store
+    from fractal_k8s.results.store import Plan, Store, SweepStore
     from fractal_k8s.sweep.definition import Sweep
     from fractal_k8s.sweep.zoom import Box
 
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 )
 @click.option("--res", "resolution", type=Resolution(), metavar="N|RxC", help="Points per axis.")
 @click.option("--name", metavar="NAME", help="Another name for the zoom.")
+@click.option("--checkpoint", metavar="DIR", help="Where the same weights are on this machine.")
+@click.option("--dataset", metavar="REF", help="Where the same data are on this machine.")
 @click.option("--no-reuse", is_flag=True, help="Train points again that the family has stored.")
 @click.option("--tree", is_flag=True, help="Print the family of zooms instead.")
 @click.option("--dry-run", is_flag=True, help="Print box, values and id; train nothing.")
@@ -75,6 +78,8 @@ def command(
     factor: float,
     resolution: int | tuple[int, int] | None,
     name: str | None,
+    checkpoint: str | None,
+    dataset: str | None,
     no_reuse: bool,
     tree: bool,
     dry_run: bool,
@@ -93,34 +98,26 @@ def command(
         fractal-k8s zoom tanh --auto --depth 12
         fractal-k8s zoom tanh --tree
     """
-    from fractal_k8s.sweep.zoom import box_of_values, parse_box, parse_range
+    from fractal_k8s.results.store import Plan
 
-    _check_choice(box, y_range or x_range, auto, tree, depth)
+    _check_choice(box, (y_range, x_range) != (None, None), auto, tree, depth)
     store = open_store(store_uri)
     if tree:
         _print_tree(store, sweep_id, as_json)
         return
     cut = _Cut(resolution, name, factor, allow_mixed)
-    folder, plan = store.plan(sweep_id)
-    if auto is not None:
-        from fractal_k8s.aggregate import read_grid
-
-        grid = read_grid(folder, plan, allow_mixed=allow_mixed)
-        zooms = [(plan.sweep, one) for one in cut.choose(grid, auto)]
-    elif box is not None:
-        zooms = [(plan.sweep, parse_box(box))]
+    folder, stored = store.plan(sweep_id)
+    sweep = relocated(stored.sweep, checkpoint=checkpoint, dataset=dataset)
+    if auto is None:
+        boxes = [_box(sweep, box, y_range, x_range)]
     else:
-        y, x = (
-            parse_range(text, axis) if text else None
-            for text, axis in ((y_range, "y"), (x_range, "x"))
-        )
-        zooms = [(plan.sweep, box_of_values(plan.sweep, y=y, x=x))]
-    children = [(parent, one, cut.child(parent, one)) for parent, one in zooms]
+        boxes = cut.choose(_read_map(folder, Plan(sweep, stored.deal), allow_mixed), auto)
+    children = [(sweep, one, cut.child(sweep, one)) for one in boxes]
     if dry_run:
         _print_plan(store, children, depth, as_json)
         return
-    results = []
     training |= {"allow_mixed": allow_mixed, "as_json": as_json, "reuse": not no_reuse}
+    results = []
     for level in range(depth or 1):
         for parent, one, child in children:
             grid, result = _train(store, parent, one, child, training)
@@ -129,7 +126,26 @@ def command(
             following = cut.choose(grid, 1)[0]
             children = [(grid.sweep, following, cut.child(grid.sweep, following))]
     if as_json:
-        echo_json({"sweep": plan.sweep.id, "zooms": results})
+        echo_json({"sweep": sweep.id, "zooms": results})
+
+
+def _box(sweep: Sweep, cells: str | None, y: str | None, x: str | None) -> Box:
+    """The box that was asked for, by cells or by values."""
+    from fractal_k8s.sweep.zoom import box_of_values, parse_box, parse_range
+
+    if cells is not None:
+        return parse_box(cells)
+    return box_of_values(
+        sweep,
+        y=parse_range(y, "y") if y is not None else None,
+        x=parse_range(x, "x") if x is not None else None,
+    )
+
+
+def _read_map(folder: SweepStore, plan: Plan, allow_mixed: bool) -> Grid:
+    from fractal_k8s.aggregate import read_grid
+
+    return read_grid(folder, plan, allow_mixed=allow_mixed)
 
 
 @dataclass(frozen=True)
@@ -172,9 +188,9 @@ class _Cut:
 
 
 def _check_choice(
-    box: str | None, values: str | None, auto: int | None, tree: bool, depth: int | None
+    box: str | None, values: bool, auto: int | None, tree: bool, depth: int | None
 ) -> None:
-    chosen = [box is not None, bool(values), auto is not None, tree]
+    chosen = [box is not None, values, auto is not None, tree]
     if sum(chosen) != 1:
         raise click.UsageError("give one of --box, --y and --x, --auto and --tree")
     if depth is not None and auto is None:

@@ -86,7 +86,7 @@ def family_levels(folder: SweepStore, plan: Plan, *, allow_mixed: bool = False) 
     if len(line) == 1:
         raise UsageError(
             f"{plan.sweep.id} has no zooms to make a movie of; "
-            f"make some with: fractal-k8s zoom {plan.sweep.id} --auto --depth 6"
+            f"make some with: {folder.command('zoom --auto --depth 6')}"
         )
     return [_read_level(folder, member, allow_mixed) for member in line]
 

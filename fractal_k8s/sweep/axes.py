@@ -211,10 +211,12 @@ class Axis(Spec):
         return values
 
     def value_at(self, knob: Knob, share: float) -> float:
-        """The exact value at a share of the range, 0 = low and 1 = high; not for a list."""
+        """The exact value at a share of the window, 0 = its low end, 1 = its high; not of a list."""
         assert self.low is not None  # whoever asks has checked that the axis is a range
         assert self.high is not None
-        value = axis_value(self.low, self.high, self.spacing(knob), Fraction(share))
+        start, end = self.shares
+        place = start + (end - start) * Fraction(share)
+        value = axis_value(self.low, self.high, self.spacing(knob), place)
         return float(round(value)) if knob.kind == "count" else value
 
 
