@@ -284,9 +284,7 @@ def _write_mp4(frames: Iterator[Picture], path: Path, shape: tuple[int, int]) ->
 
     colours = palette()
     with av.open(str(path), "w") as movie:
-        stream = movie.add_stream(
-            "libx264", rate=Fraction(FORMATS[".mp4"].frames_per_s), options={"crf": "18"}
-        )
+        stream = movie.add_stream("libx264", rate=Fraction(FORMATS[".mp4"].frames_per_s))
         stream.height, stream.width = shape
         stream.pix_fmt = "yuv420p"  # what every player shows
         for frame in frames:
