@@ -26,6 +26,7 @@ from fractal_k8s.results import lineage
 from fractal_k8s.results.grid import Grid
 from fractal_k8s.results.reuse import find_outcomes
 from fractal_k8s.results.store import Plan, Store
+from fractal_k8s.results.timings import read_attempts
 from fractal_k8s.sweep.deal import Deal
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.zoom import (
@@ -346,6 +347,8 @@ def test_a_zoom_takes_over_what_its_family_has_and_training_gives_the_same_bits(
     lines = folder.read_logs()
     assert len(lines) == 81  # one each: nothing was trained twice
     assert sum(line.get("copied_from") == root.id for line in lines) == 25
+    attempts = read_attempts(folder, child, folder.outcome_entries())
+    assert sum(len(timed.made) for _, timed in attempts) == 56  # copies took no time here
 
 
 def test_siblings_and_descendants_give_too_and_nothing_is_left_to_train(store: Store) -> None:

@@ -23,7 +23,7 @@ from fractal_k8s.results import schema
 from fractal_k8s.results.attempt import jsonable
 from fractal_k8s.results.grid import STATE_NAMES, Grid, build_grid
 from fractal_k8s.results.lineage import read_families, relatives
-from fractal_k8s.results.store import Outcomes, Plan, SweepStore
+from fractal_k8s.results.store import COPIED, Outcomes, Plan, SweepStore
 from fractal_k8s.sweep.deal import Deal, format_intervals
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.zoom import same_experiments
@@ -61,8 +61,8 @@ def find_outcomes(folder: SweepStore, sweep: Sweep, missing: npt.NDArray[np.bool
 def adopt_outcomes(folder: SweepStore, plan: Plan, missing: npt.NDArray[np.bool_]) -> int:
     """Copies what `find_outcomes` finds into the sweep's own folder; returns how many points.
 
-    Copies keep their numbers, numerics class, machine and time. They are stored as the one shard
-    of a deal of their own, so that every worker knows of them.
+    Copies keep their numbers, numerics class, machine and time. They count as a deal of their own,
+    so that every worker looks for them.
     """
     found = find_outcomes(folder, plan.sweep, missing)
     if not found:
@@ -73,7 +73,7 @@ def adopt_outcomes(folder: SweepStore, plan: Plan, missing: npt.NDArray[np.bool_
     points = format_intervals(grid.point_indexes())
     deal = Deal(order="row-major", points_per_shard=plan.sweep.num_points, only=points)
     folder.record_deal(deal)
-    shard = f"{deal.tag}-{0:05d}"
+    shard = f"{COPIED}-{deal.tag}"
     attempt = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     lines = (json.dumps({"shard": shard, "attempt": attempt, **line}) for line in _log(grid, found))
     folder.files.put(folder.log_key(shard, attempt), ("\n".join(lines) + "\n").encode())

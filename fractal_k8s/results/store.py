@@ -30,6 +30,8 @@ from fractal_k8s.sweep.deal import Deal
 from fractal_k8s.sweep.definition import FORMAT, Sweep
 
 _READERS: Final = 32
+# How a shard of outcomes begins that were copied from another sweep instead of trained.
+COPIED: Final = "copied"
 SUMMARY_FILE: Final = "analysis.json"  # written last: its presence means the summary is whole
 
 
@@ -285,6 +287,11 @@ class SweepStore:
         except ValueError:
             raise CorruptError(f"{self.where('summary', SUMMARY_FILE)}: not valid JSON") from None
         return summary
+
+
+def is_copy(entry: Entry) -> bool:
+    """Whether an outcome object holds copies, whose time and place are those of another sweep."""
+    return _name(entry).startswith(f"{COPIED}-")
 
 
 def _name(entry: Entry) -> str:
