@@ -429,12 +429,22 @@ def test_dust_is_not_chosen_however_many_edges_it_has() -> None:
     assert target.coherence > 0.5
 
 
-def test_a_rough_edge_is_preferred_to_a_straight_one() -> None:
+def test_a_rough_edge_or_a_clean_one_is_found_as_asked() -> None:
     labels = np.zeros((64, 64), dtype=bool)
     labels[:32] = True
     labels[24:32, 40:56] = (np.arange(16) // 4 % 2 == 0)[None]
-    (target,) = best_boxes(labels, known(labels), (15, 15))
-    assert target.columns[0] >= 28
+    (rough,) = best_boxes(labels, known(labels), (15, 15), seek="rough")
+    (clean,) = best_boxes(labels, known(labels), (15, 15), seek="balanced")
+    assert rough.columns[0] >= 28
+    assert clean.columns[1] <= 40
+    assert clean.mixing == 0.5
+
+
+def test_what_can_be_sought_is_what_there_is() -> None:
+    from fractal_k8s.analysis.targets import SEEK
+    from fractal_k8s.cli import zoom
+
+    assert set(zoom._SEEK) == set(SEEK)
 
 
 def test_equal_scores_are_settled_by_the_distance_from_the_centre() -> None:

@@ -1,11 +1,11 @@
 """Where to zoom next: boxes around the edge that are mixed and coherent.
 
 Counting edge cells would walk into isolated dust, where every cell is an edge and a zoom shows more
-dust; and a balance of labels over the whole box is best where the edge is smoothest. So a box is
-scored by three factors:
+dust. So a box is scored by three factors:
 
-- mixing: min(f, 1 - f), with f the share of trainable points, in windows a quarter as wide as the
-  box, averaged over the box: how much of the box is near the edge;
+- mixing: min(f, 1 - f), with f the share of trainable points. "rough": in windows a quarter as wide
+  as the box, averaged over it, which says how much of the box is near the edge. "balanced": over
+  the box as a whole, which is best where one clean edge halves it;
 - coherence: agreement of neighbours' labels beyond chance, along columns times along rows: 0 for
   dust whatever its density, near 1 for a clean edge;
 - the share of its points that are known.
@@ -27,7 +27,8 @@ Indexes = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Ends = tuple[int, int]
 
-_WINDOWS_ACROSS: Final = 4
+# what is sought -> windows of mixing across a box
+SEEK: Final = {"rough": 4, "balanced": 1}
 # Scores that differ by less are ties: what is left of rounding.
 _DIGITS: Final = 12
 
@@ -47,7 +48,9 @@ class Target:
     known: float
 
 
-def best_boxes(labels: Mask, known: Mask, intervals: Ends, number: int = 1) -> list[Target]:
+def best_boxes(
+    labels: Mask, known: Mask, intervals: Ends, number: int = 1, seek: str = "rough"
+) -> list[Target]:
     """The best boxes that do not overlap, best first; fewer if the map has no more.
 
     Of boxes with equal scores the one nearest to the map's centre counts, of those the one with the
@@ -58,6 +61,7 @@ def best_boxes(labels: Mask, known: Mask, intervals: Ends, number: int = 1) -> l
         known: where the label is known.
         intervals: pitches of the lattice that a box spans along rows and columns.
         number: how many boxes.
+        seek: which kind of place, from SEEK.
     """
     height, width = intervals
     rows, columns = labels.shape
@@ -65,7 +69,8 @@ def best_boxes(labels: Mask, known: Mask, intervals: Ends, number: int = 1) -> l
     top, left = i - (height - 1) // 2, j - (width - 1) // 2
     inside = (top >= 0) & (left >= 0) & (top + height < rows) & (left + width < columns)
     boxes = _Boxes(top[inside], left[inside], height + 1, width + 1)
-    mixing, coherence = _mixing(labels & known, known, boxes), _coherence(labels, known, boxes)
+    mixing = _mixing(labels & known, known, boxes, SEEK[seek])
+    coherence = _coherence(labels, known, boxes)
     share = boxes.sums(known) / (boxes.height * boxes.width)
     scores = np.round(mixing * coherence * share, _DIGITS)
     chosen: list[Target] = []
@@ -106,10 +111,9 @@ class _Boxes:
         return np.sqrt((down**2 + right**2).astype(np.float64))
 
 
-def _mixing(labels: Mask, known: Mask, boxes: _Boxes) -> Floats:
+def _mixing(labels: Mask, known: Mask, boxes: _Boxes, across: int) -> Floats:
     """min(f, 1 - f) of every window in a box, averaged; a window without a known point has 0."""
-    height = max(2, boxes.height // _WINDOWS_ACROSS)
-    width = max(2, boxes.width // _WINDOWS_ACROSS)
+    height, width = max(2, boxes.height // across), max(2, boxes.width // across)
     shape = (labels.shape[0] - height + 1, labels.shape[1] - width + 1)
     if min(shape) < 1:
         return np.zeros(len(boxes.top))

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from fractal_k8s.sweep.zoom import Box
 
 
+# the keys of analysis.targets.SEEK, which a test compares
+_SEEK = ("rough", "balanced")
+
+
 @click.command(cls=Command)
 @click.argument("sweep_id", metavar="ID")
 @click.option(
@@ -57,6 +61,13 @@ if TYPE_CHECKING:
     help="With --auto: magnification per zoom, about; where a nearby one lets the child contain "
     "all of its parent's points in the box, that one.",
 )
+@click.option(
+    "--seek",
+    type=click.Choice(_SEEK),
+    default="rough",
+    show_default=True,
+    help="With --auto: boxes full of edge, or boxes that one clean edge halves.",
+)
 @click.option("--res", "resolution", type=Resolution(), metavar="N|RxC", help="Points per axis.")
 @click.option("--name", metavar="NAME", help="Another name for the zoom.")
 @click.option("--checkpoint", metavar="DIR", help="Where the same weights are on this machine.")
@@ -76,6 +87,7 @@ def command(
     auto: int | None,
     depth: int | None,
     factor: float,
+    seek: str,
     resolution: int | tuple[int, int] | None,
     name: str | None,
     checkpoint: str | None,
@@ -105,7 +117,7 @@ def command(
     if tree:
         _print_tree(store, sweep_id, as_json)
         return
-    cut = _Cut(resolution, name, factor, allow_mixed)
+    cut = _Cut(resolution, name, factor, seek)
     folder, stored = store.plan(sweep_id)
     sweep = relocated(stored.sweep, checkpoint=checkpoint, dataset=dataset)
     if auto is None:
@@ -155,7 +167,7 @@ class _Cut:
     resolution: int | tuple[int, int] | None
     name: str | None
     factor: float
-    allow_mixed: bool
+    seek: str
 
     def child(self, parent: Sweep, box: Box) -> Sweep:
         from fractal_k8s.sweep.zoom import zoom_into
@@ -178,7 +190,7 @@ class _Cut:
             auto_intervals(parent, child, self.factor)
             for parent, child in zip(sweep.spec.resolution, counts, strict=True)
         )
-        targets = best_boxes(grid.trainable, grid.known, (height, width), number)
+        targets = best_boxes(grid.trainable, grid.known, (height, width), number, self.seek)
         if not targets:
             raise UsageError(
                 f"{sweep.id}: no box of {height + 1} x {width + 1} points holds a coherent piece "

@@ -81,7 +81,7 @@ def make(preset: str, options: argparse.Namespace) -> list[str]:
         place = ["--store", options.store]
         if options.workers:
             place += ["--workers", str(options.workers)]
-        zoom = ["zoom", sweep.id, "--auto", "--depth", str(options.depth)]
+        zoom = ["zoom", sweep.id, "--auto", "--depth", str(options.depth), "--seek", options.seek]
         for command in (["launch", "--preset", preset, "--res", str(options.res)], zoom):
             program = [sys.executable, "-m", "fractal_k8s", *command, *place]
             subprocess.run(program, check=True, stdout=sys.stderr)
@@ -132,6 +132,9 @@ def main() -> None:
     parser.add_argument("--res", type=int, default=256)
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--workers", type=int)
+    parser.add_argument(
+        "--seek", default="rough", help="rule of the automatic boxes; keep one store per rule"
+    )
     options = parser.parse_args()
     rows = []
     for preset in options.presets or PUBLISHED:
