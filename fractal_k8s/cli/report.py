@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -65,7 +65,8 @@ def command(
     if movie is not None:
         if open_page:
             raise click.UsageError("--open shows the page; with --movie there is none")
-        _make_movie(store, sweep_id, movie, allow_mixed, as_json)
+        made = _make_movie(store, sweep_id, movie, colours, allow_mixed)
+        _print_movie(made, as_json)
         return
     folder, plan = store.plan(sweep_id)
     done = aggregate(folder, plan, allow_mixed=allow_mixed, colours=colours)
@@ -89,14 +90,22 @@ def command(
         click.launch(f"file://{done.written['report.html']}")
 
 
-def _make_movie(store: Store, sweep_id: str, path: Path, allow_mixed: bool, as_json: bool) -> None:
+def _make_movie(
+    store: Store, sweep_id: str, path: Path, colours: str, allow_mixed: bool
+) -> dict[str, Any]:
+    """Writes the movie; returns where, of which maps, and of how many pictures."""
+    from fractal_k8s.report.colours import SCHEMES
     from fractal_k8s.report.movie import family_levels, movie_writer, write_movie
 
     movie_writer(path)  # whether it can be written is said before anything is read
     levels = family_levels(*store.plan(sweep_id), allow_mixed=allow_mixed)
-    frames = write_movie(levels, path)
+    frames = write_movie(levels, path, SCHEMES[colours])
+    ids = [level.sweep_id for level in levels]
+    return {"movie": str(path), "levels": ids, "frames": frames}
+
+
+def _print_movie(made: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        ids = [level.sweep_id for level in levels]
-        echo_json({"movie": str(path), "levels": ids, "frames": frames})
+        echo_json(made)
     else:
-        click.echo(f"{path}  {len(levels)} maps, {frames} pictures")
+        click.echo(f"{made['movie']}  {len(made['levels'])} maps, {made['frames']} pictures")

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +26,7 @@ from matplotlib.colors import to_rgb
 
 from fractal_k8s.analysis.measure import RankScale, convergence_measure
 from fractal_k8s.errors import UsageError
-from fractal_k8s.report.colours import NO_VALUE_COLOUR
+from fractal_k8s.report.colours import NO_VALUE_COLOUR, ORIGINAL, Scheme
 from fractal_k8s.results import lineage
 from fractal_k8s.results.grid import build_grid
 from fractal_k8s.results.store import Plan, SweepStore
@@ -101,9 +101,9 @@ def _read_level(folder: SweepStore, sweep_id: str, allow_mixed: bool) -> Level:
     return Level(sweep_id, convergence_measure(grid), origin.box if origin else None)
 
 
-def palette() -> npt.NDArray[np.uint8]:
+def palette(scheme: Scheme = ORIGINAL) -> npt.NDArray[np.uint8]:
     """Red, green and blue of every colour number, shape (256, 3)."""
-    scale = colormaps["Spectral"](np.linspace(0, 1, _SHADES))[:, :3]
+    scale = colormaps[scheme.measure](np.linspace(0, 1, _SHADES))[:, :3]
     colours = np.concatenate([[to_rgb(NO_VALUE_COLOUR)], scale])
     numbers: npt.NDArray[np.uint8] = np.rint(colours * 255).astype(np.uint8)
     return numbers
@@ -198,7 +198,7 @@ def _blend(tables: list[Floats], index: tuple[Indexes, ...], weight: float) -> F
 # --- files ---
 
 
-def write_movie(levels: list[Level], path: Path) -> int:
+def write_movie(levels: list[Level], path: Path, scheme: Scheme = ORIGINAL) -> int:
     """Writes the movie and returns its number of pictures; an unfinished file is not left behind.
 
     Raises:
@@ -208,7 +208,7 @@ def write_movie(levels: list[Level], path: Path) -> int:
     frames = _Counted(pictures(levels, FORMATS[path.suffix.lower()]))
     temporary = path.with_name(f".{path.stem}.writing{path.suffix.lower()}")
     try:
-        write(frames, temporary, _shape(levels[0], FORMATS[path.suffix.lower()].side))
+        write(frames, temporary, palette(scheme))
         os.replace(temporary, path)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
@@ -218,7 +218,7 @@ def write_movie(levels: list[Level], path: Path) -> int:
     return frames.count
 
 
-Writer = Callable[[Iterator[Picture], Path, tuple[int, int]], None]
+Writer = Callable[[Iterator[Picture], Path, npt.NDArray[np.uint8]], None]
 
 
 def movie_writer(path: Path) -> Writer:
@@ -260,15 +260,13 @@ class _Counted:
         return item
 
 
-def _write_gif(frames: Iterator[Picture], path: Path, shape: tuple[int, int]) -> None:
+def _write_gif(frames: Iterator[Picture], path: Path, colours: npt.NDArray[np.uint8]) -> None:
     from PIL import Image
-
-    colours = palette().tobytes()
 
     def images() -> Iterator[Image.Image]:
         for frame in frames:
             image = Image.frombytes("P", (frame.shape[1], frame.shape[0]), frame.tobytes())
-            image.putpalette(colours)
+            image.putpalette(colours.tobytes())
             yield image
 
     made = images()
@@ -279,15 +277,15 @@ def _write_gif(frames: Iterator[Picture], path: Path, shape: tuple[int, int]) ->
     )
 
 
-def _write_mp4(frames: Iterator[Picture], path: Path, shape: tuple[int, int]) -> None:
+def _write_mp4(frames: Iterator[Picture], path: Path, colours: npt.NDArray[np.uint8]) -> None:
     import av
 
-    colours = palette()
     with av.open(str(path), "w") as movie:
         stream = movie.add_stream("libx264", rate=Fraction(FORMATS[".mp4"].frames_per_s))
-        stream.height, stream.width = shape
         stream.pix_fmt = "yuv420p"  # what every player shows
-        for frame in frames:
+        first = next(frames)
+        stream.height, stream.width = first.shape
+        for frame in chain([first], frames):
             picture = av.VideoFrame.from_ndarray(colours[frame], format="rgb24")
             movie.mux(stream.encode(picture))
         movie.mux(stream.encode())
