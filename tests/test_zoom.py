@@ -29,6 +29,7 @@ from fractal_k8s.results.store import Plan, Store
 from fractal_k8s.results.timings import read_attempts
 from fractal_k8s.sweep.deal import Deal
 from fractal_k8s.sweep.definition import Sweep
+from fractal_k8s.sweep.derive import pilot_of
 from fractal_k8s.sweep.zoom import (
     Box,
     auto_intervals,
@@ -396,6 +397,21 @@ def test_rows_of_another_numerics_class_are_not_taken_over(store: Store) -> None
     assert find_outcomes(folder, child, wanted)
     folder.claim_class("another machine")
     assert not find_outcomes(folder, child, wanted)
+
+
+def test_scattered_points_are_no_zooms_and_have_none(store: Store) -> None:
+    root = mlp_sweep()
+    child = zoom_into(root, Box.of(1, 3, 2, 4))
+    pilot = pilot_of(child, 40)
+    assert pilot.spec.origin is None
+    assert not same_experiments(pilot, pilot)
+    low, high = child.y_values[0], child.y_values[-1]
+    assert all(low <= value <= high for value in pilot.y_values)
+    with pytest.raises(UsageError, match="scattered and not a map"):
+        zoom_into(pilot, Box.of(0, 1, 0, 1))
+    for sweep in (root, child, pilot):
+        kept(store, sweep)
+    assert lineage.children(lineage.read_families(store.files), root.id) == [child.id]
 
 
 # --- automatic boxes ---

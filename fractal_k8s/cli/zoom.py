@@ -111,6 +111,7 @@ def command(
         fractal-k8s zoom tanh --tree
     """
     from fractal_k8s.results.store import Plan
+    from fractal_k8s.sweep.derive import refuse_scattered
 
     _check_choice(box, (y_range, x_range) != (None, None), auto, tree, depth)
     store = open_store(store_uri)
@@ -119,6 +120,7 @@ def command(
         return
     cut = _Cut(resolution, name, factor, seek)
     folder, stored = store.plan(sweep_id)
+    refuse_scattered(stored.sweep)
     sweep = relocated(stored.sweep, checkpoint=checkpoint, dataset=dataset)
     if auto is None:
         boxes = [_box(sweep, box, y_range, x_range)]
@@ -215,9 +217,9 @@ def _train(
     store: Store, parent: Sweep, box: Box, child: Sweep, training: dict[str, Any]
 ) -> tuple[Grid, dict[str, Any]]:
     """Trains one child, prints its numbers and returns its map and them."""
-    from fractal_k8s.cli.training import train_sweep
+    from fractal_k8s.cli.training import train_missing
 
-    done = train_sweep(child, store, **training)
+    done = train_missing(child, store, **training)
     facts = {
         **_described(parent, box, done.grid.sweep),
         **{key: done.summary.get(key) for key in ("dimension", "interval", "refused", "coverage")},

@@ -24,8 +24,9 @@ from fractal_k8s.results.attempt import jsonable
 from fractal_k8s.results.grid import STATE_NAMES, Grid, build_grid
 from fractal_k8s.results.lineage import read_families, relatives
 from fractal_k8s.results.store import COPIED, Outcomes, Plan, SweepStore
-from fractal_k8s.sweep.deal import Deal, format_intervals
+from fractal_k8s.sweep.deal import Deal
 from fractal_k8s.sweep.definition import Sweep
+from fractal_k8s.sweep.intervals import format_intervals
 from fractal_k8s.sweep.zoom import same_experiments
 
 

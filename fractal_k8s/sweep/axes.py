@@ -211,7 +211,7 @@ class Axis(Spec):
         return values
 
     def value_at(self, knob: Knob, share: float) -> float:
-        """The exact value at a share of the window, 0 = its low end, 1 = its high; not of a list."""
+        """The exact value at a share of the window, 0 = its low end and 1 = its high; no list."""
         assert self.low is not None  # whoever asks has checked that the axis is a range
         assert self.high is not None
         start, end = self.shares

@@ -17,6 +17,7 @@ from typing import Any, Final
 from fractal_k8s.errors import SweepError, UsageError
 from fractal_k8s.sweep.axes import Axis
 from fractal_k8s.sweep.definition import Sweep
+from fractal_k8s.sweep.derive import refuse_scattered
 from fractal_k8s.sweep.points import range_share
 
 Ends = tuple[Fraction, Fraction]
@@ -158,7 +159,9 @@ def zoom_into(
 
     Raises:
         SweepError: every problem with the box, or a box that is finer than the trainer separates.
+        UsageError: the sweep is no map, or lists values and a finer axis is asked for.
     """
+    refuse_scattered(sweep)
     problems = _box_problems("rows", box.rows, sweep.rows)
     problems += _box_problems("columns", box.columns, sweep.columns)
     if problems:
@@ -184,10 +187,9 @@ def same_experiments(one: Sweep, other: Sweep) -> bool:
     verdict's window of losses. A seed per point belongs to the cell and not to the values, and
     points that are scattered over the plane have no lattice to compare.
     """
-    own = _experiment(one)
-    if one.spec.seed_policy == "per-point" or "scatter" in own:
+    if one.spec.seed_policy == "per-point" or one.is_scattered:
         return False
-    return own == _experiment(other)
+    return _experiment(one) == _experiment(other)
 
 
 def _experiment(sweep: Sweep) -> dict[str, Any]:
