@@ -1,9 +1,10 @@
 """Dimensions along deep automatic zooms, beside the values of arXiv:2402.06184.
 
 Each preset is trained as a map and zoomed into with `fractal-k8s zoom --auto --depth D`; maps that
-the store holds already are only read. Two numbers come out of every level:
+the store holds already are only read. Of every level:
 
-- ours: the `dimension` analysis of the map, with its interval where there is one;
+- ours: the slope of box counts at every offset, and the `dimension` analysis, which gives a number
+  with its interval or says why there is none;
 - the study's: local slopes of porespy's box counting at its defaults (at most ten box sides spaced
   evenly in the logarithm from 10 pixels to the whole side, boxes that are neither empty nor full),
   of all levels together; their median is the number that the study prints.
@@ -12,16 +13,18 @@ the store holds already are only read. Two numbers come out of every level:
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from fractal_k8s.aggregate import read_grid
-from fractal_k8s.analysis.boundary import Mask, find_edge
+from fractal_k8s.analysis.boundary import find_edge
+from fractal_k8s.analysis.box_dimension import notebook, windows
 from fractal_k8s.analysis.registry import load
 from fractal_k8s.analysis.subject import Subject
 from fractal_k8s.results.lineage import deepest_line, read_families
@@ -30,8 +33,6 @@ from fractal_k8s.sweep.load import parse_text, preset_text, resolve
 
 # preset -> dimension in the study's table
 PUBLISHED: Final = {"tanh": 1.66, "tanh-minibatch": 1.55, "relu": 1.20, "linear": 1.17}
-_SMALLEST_BOX: Final = 10
-_NUM_SIZES: Final = 10
 
 
 @dataclass(frozen=True)
@@ -42,31 +43,12 @@ class Measured:
     magnification: float
     # share of the 2 x 2 windows that hold both labels
     edge_share: float
+    # slope of the box counts, None without an edge
+    slope: float | None
     # the `dimension` analysis
     dimension: dict[str, Any]
-    slopes: npt.NDArray[np.float64]
-
-
-def study_slopes(edge: Mask) -> npt.NDArray[np.float64]:
-    """Local slopes of one map as the study's notebook gets them. (sizes,)"""
-    spaced = np.logspace(np.log10(_SMALLEST_BOX), np.log10(min(edge.shape)), _NUM_SIZES)
-    sizes = np.unique(spaced.astype(int))
-    counts = np.array([_mixed_boxes(edge, int(size)) for size in sizes], dtype=float)
-    sizes, counts = sizes[counts > 0], counts[counts > 0]
-    if len(sizes) < 2:
-        return np.zeros(0)
-    slopes: npt.NDArray[np.float64] = -np.gradient(np.log(counts), np.log(sizes))
-    return slopes
-
-
-def _mixed_boxes(cells: Mask, size: int) -> int:
-    """Boxes of a grid from the corner, cut at the frame, that hold some cells but not only such."""
-    starts = [np.arange(0, length, size) for length in cells.shape]
-    some, every = (
-        combine.reduceat(combine.reduceat(cells, starts[0], axis=0), starts[1], axis=1)
-        for combine in (np.logical_or, np.logical_and)
-    )
-    return int((some & ~every).sum())
+    # local slopes the study's way; none where its method finds nothing to count
+    study_slopes: tuple[float, ...]
 
 
 def make(preset: str, options: argparse.Namespace) -> list[str]:
@@ -90,22 +72,22 @@ def make(preset: str, options: argparse.Namespace) -> list[str]:
 
 
 def measure(store: Store, line: list[str]) -> list[Measured]:
-    """Every level that has an edge."""
+    """Every level of a line of zooms."""
     found = []
     widest = None
     for sweep_id in line:
         folder, plan = store.plan(sweep_id)
         grid = read_grid(folder, plan)
-        edge = find_edge(grid.trainable, grid.known)
         start, end = plan.sweep.spec.axes.y.shares
         widest = widest or end - start
         found.append(
             Measured(
                 sweep_id,
                 float(widest / (end - start)),
-                float(edge.cells.mean()),
+                float(find_edge(grid.trainable, grid.known).cells.mean()),
+                windows(grid.trainable, grid.known).slope,
                 load("dimension").analyse(Subject.of(grid)) or {},
-                study_slopes(edge.cells),
+                notebook(grid.trainable, grid.known).local_slopes,
             )
         )
     return found
@@ -113,16 +95,34 @@ def measure(store: Store, line: list[str]) -> list[Measured]:
 
 def _shown(result: dict[str, Any]) -> str:
     if result.get("dimension") is None:
-        return f"none ({result.get('refused')})"
-    text = f"{result['dimension']:.3f}"
+        return "none: " + re.split("[:;]", str(result.get("refused")))[0]
+    return "{:.2f} ({:.2f} to {:.2f})".format(result["dimension"], *result["interval"])
+
+
+def _median(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{np.median(known):.2f}" if known else "none"
+
+
+def _print_levels(levels: list[Measured]) -> None:
+    print("| level | magnification | edge cells | box slope | our D | the study's slope |")
+    print("|---|---|---|---|---|---|")
+    for number, level in enumerate(levels):
+        print(
+            f"| {number} | {level.magnification:,.0f} | {level.edge_share:.1%} "
+            f"| {_median([level.slope])} | {_shown(level.dimension)} "
+            f"| {_median(level.study_slopes)} |"
+        )
+
+
+def _total(preset: str, levels: list[Measured]) -> str:
+    own = [level.dimension.get("dimension") for level in levels]
+    pooled = [slope for level in levels for slope in level.study_slopes]
+    count = len(own) - own.count(None)
     return (
-        text + " ({:.2f} to {:.2f})".format(*result["interval"]) if result.get("interval") else text
+        f"| `{preset}` | {len(levels)} | {_median([level.slope for level in levels])} "
+        f"| {_median(own)} ({count} maps) | {_median(pooled)} | {PUBLISHED.get(preset, '')} |"
     )
-
-
-def _median(values: npt.ArrayLike) -> str:
-    numbers = np.asarray(values, dtype=float)
-    return f"{np.median(numbers):.2f}" if numbers.size else "none"
 
 
 def main() -> None:
@@ -136,29 +136,16 @@ def main() -> None:
         "--seek", default="rough", help="rule of the automatic boxes; keep one store per rule"
     )
     options = parser.parse_args()
-    rows = []
+    totals = []
     for preset in options.presets or PUBLISHED:
         levels = measure(Store(options.store), make(preset, options))
         print(f"\n{preset}, {options.res} x {options.res} points per level\n")
-        print(
-            "| level | magnification | edge cells | our D | median of its slopes, the study's way |"
-        )
-        print("|---|---|---|---|---|")
-        for number, level in enumerate(levels):
-            print(
-                f"| {number} | {level.magnification:,.0f} | {level.edge_share:.1%} "
-                f"| {_shown(level.dimension)} | {_median(level.slopes)} |"
-            )
-        own = [d for level in levels if (d := level.dimension.get("dimension")) is not None]
-        pooled = np.concatenate([level.slopes for level in levels])
-        spread = f"{min(own):.2f} to {max(own):.2f}" if own else "none"
-        rows.append(
-            f"| `{preset}` | {len(levels)} | {_median(own)} | {spread} "
-            f"| {_median(pooled)} | {PUBLISHED.get(preset, '')} |"
-        )
-    print("\n| preset | maps | our D, median | range | the study's pooled median | published |")
+        _print_levels(levels)
+        totals.append(_total(preset, levels))
+    print("\nMedians over the maps of each preset:\n")
+    print("| preset | maps | box slope | our D | the study's pooled slopes | published |")
     print("|---|---|---|---|---|---|")
-    print("\n".join(rows))
+    print("\n".join(totals))
 
 
 if __name__ == "__main__":
