@@ -14,6 +14,7 @@ from fractal_k8s.analysis.distance import signed_distance
 from fractal_k8s.analysis.summary import summarise
 from fractal_k8s.results import schema
 from fractal_k8s.results.grid import STATE_NAMES, TRAINABLE, Grid, build_grid
+from fractal_k8s.results.lineage import family
 from fractal_k8s.results.store import SUMMARY_FILE, Plan, SweepStore
 from fractal_k8s.sweep.rule import VerdictRule
 
@@ -65,6 +66,8 @@ def aggregate(
 
     grid = read_grid(folder, plan, allow_mixed=allow_mixed)
     summary = summarise(grid, notes=folder.notes())
+    if (kin := family(folder, plan, summary)) is not None:
+        summary["family"] = kin
     scheme = SCHEMES[colours]
     page = render_page(grid, summary, colours=colours)
     written = {

@@ -22,6 +22,7 @@ from fractal_k8s.results.files import LocalFiles
 from fractal_k8s.results.grid import Grid
 from fractal_k8s.results.ledger import NOTE, predict, record_launch
 from fractal_k8s.results.lock import SweepLock
+from fractal_k8s.results.reuse import adopt_outcomes
 from fractal_k8s.results.store import Plan, Store, SweepStore
 from fractal_k8s.results.timings import read_attempts
 from fractal_k8s.sweep.deal import (
@@ -64,6 +65,8 @@ class Launch:
     # what it is forecast to take (`results.ledger.predicted`), and a worker's price, for the ledger
     prediction: dict[str, Any] | None = None
     price_per_hour: float | None = None
+    # take over what other members of the sweep's family have stored of it
+    reuse: bool = True
 
     @property
     def plan(self) -> Plan:
@@ -93,6 +96,7 @@ def prepare(
     workers: int,
     points_per_shard: int | None = None,
     allow_mixed: bool = False,
+    reuse: bool = True,
 ) -> Launch:
     """Checks a sweep against its files and the store. Writes nothing.
 
@@ -106,7 +110,10 @@ def prepare(
     missing = ~grid.known.ravel()
     _check_space(store, sweep, int(missing.sum()))
     experiments = np.unique(Dealt(sweep, Deal()).representatives[missing]).size
-    return Launch(folder, sweep, workers, points_per_shard, allow_mixed, int(experiments))
+    missing_experiments = int(experiments)
+    return Launch(
+        folder, sweep, workers, points_per_shard, allow_mixed, missing_experiments, reuse=reuse
+    )
 
 
 def foretell(launch: Launch, store: Store, price_per_hour: float | None) -> Launch:
@@ -166,6 +173,8 @@ def train(
             folder.files.remove_leftovers(folder.key())
         # read again under the lock: what another launch has finished meanwhile is not trained twice
         grid = read_grid(folder, launch.plan, allow_mixed=launch.allow_mixed)
+        if launch.reuse and adopt_outcomes(folder, launch.plan, ~grid.known):
+            grid = read_grid(folder, launch.plan, allow_mixed=launch.allow_mixed)
         plan = Plan(sweep, deal_missing(launch, grid))
         inherited = () if lock.handle is None else (lock.handle,)
         work = Work(folder, plan, allow_mixed=launch.allow_mixed, inherited=inherited)

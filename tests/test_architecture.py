@@ -42,6 +42,7 @@ HOMES = {
     "tiktoken": {"checkpoints"},
     "matplotlib": {"report"},
     "PIL": {"report"},
+    "av": {"report"},
     "scipy": {"analysis"},
 }
 

@@ -125,13 +125,28 @@ def rank_colours(measure: Floats, gap: float = 0.25) -> Floats:
     Converged points spread evenly over [gap, 1] (slowest 1), diverged ones over [-1, -gap] (slowest
     -1), so that the edge stays sharp. Ranks are relative to this map. NaN stays NaN.
     """
-    known = np.isfinite(measure)
-    values = np.sort(measure[known])
-    negative = int((values < 0).sum())
-    ranks = np.concatenate(
-        [np.linspace(-1, -gap, negative), np.linspace(gap, 1, len(values) - negative)]
-    )
-    colours = np.full(measure.shape, np.nan)
-    if len(values):
-        colours[known] = -np.interp(measure[known], values, ranks)
-    return colours
+    return RankScale(measure, gap)(measure)
+
+
+class RankScale:
+    """The colour scale that one map's ranks make, for that map's measures or another's."""
+
+    def __init__(self, measure: Floats, gap: float = 0.25) -> None:
+        known = measure[np.isfinite(measure)]
+        self.gap = gap
+        self._negative = np.sort(known[known < 0])
+        self._positive = np.sort(known[known >= 0])
+
+    def __call__(self, measure: Floats) -> Floats:
+        """Colours of any measures, same shape; beyond the map's own they are its extremes'."""
+        colours = np.full(measure.shape, np.nan)
+        for values, where, first, last in (
+            (self._negative, measure < 0, 1.0, self.gap),
+            (self._positive, measure >= 0, -self.gap, -1.0),
+        ):
+            if where.any():
+                ranks = np.linspace(first, last, len(values))
+                # a map without this sign has no ranks for it: the middle of its colours
+                middle = (first + last) / 2
+                colours[where] = np.interp(measure[where], values, ranks) if len(values) else middle
+        return colours

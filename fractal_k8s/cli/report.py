@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from fractal_k8s.cli.common import (
@@ -13,6 +16,9 @@ from fractal_k8s.cli.common import (
     store_option,
 )
 from fractal_k8s.errors import UsageError
+
+if TYPE_CHECKING:
+    from fractal_k8s.results.store import Store
 
 # the keys of report.colours.SCHEMES, which a test compares
 _COLOURS = ("original", "safe")
@@ -28,6 +34,13 @@ _COLOURS = ("original", "safe")
     show_default=True,
     help="Colours of the figures, and of the page when it opens; safe is for colour blindness.",
 )
+@click.option(
+    "--movie",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Instead make a movie (.gif or .mp4) through the zooms from the first map down to this "
+    "one; of a first map, down to its deepest zoom.",
+)
 @mixed_option
 @store_option
 @json_option
@@ -35,6 +48,7 @@ def command(
     sweep_id: str,
     open_page: bool,
     colours: str,
+    movie: Path | None,
     allow_mixed: bool,
     store_uri: str,
     as_json: bool,
@@ -48,6 +62,12 @@ def command(
     from fractal_k8s.aggregate import aggregate, write_figures
 
     store = open_store(store_uri)
+    if movie is not None:
+        if open_page:
+            raise click.UsageError("--open shows the page; with --movie there is none")
+        made = _make_movie(store, sweep_id, movie, colours, allow_mixed)
+        _print_movie(made, as_json)
+        return
     folder, plan = store.plan(sweep_id)
     done = aggregate(folder, plan, allow_mixed=allow_mixed, colours=colours)
     written = dict(done.written)
@@ -68,3 +88,24 @@ def command(
                 f"{done.written['report.html']} is not on this machine; fetch it first"
             )
         click.launch(f"file://{done.written['report.html']}")
+
+
+def _make_movie(
+    store: Store, sweep_id: str, path: Path, colours: str, allow_mixed: bool
+) -> dict[str, Any]:
+    """Writes the movie; returns where, of which maps, and of how many pictures."""
+    from fractal_k8s.report.colours import SCHEMES
+    from fractal_k8s.report.movie import family_levels, movie_writer, write_movie
+
+    movie_writer(path)  # whether it can be written is said before anything is read
+    levels = family_levels(*store.plan(sweep_id), allow_mixed=allow_mixed)
+    frames = write_movie(levels, path, SCHEMES[colours])
+    ids = [level.sweep_id for level in levels]
+    return {"movie": str(path), "levels": ids, "frames": frames}
+
+
+def _print_movie(made: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        echo_json(made)
+    else:
+        click.echo(f"{made['movie']}  {len(made['levels'])} maps, {made['frames']} pictures")

@@ -80,6 +80,7 @@ def train_missing(
     points_per_shard: int | None,
     price_per_hour: float | None,
     backend: str,
+    reuse: bool = True,
 ) -> Aggregation:
     """Trains what is missing of a sweep and writes its summary.
 
@@ -96,7 +97,12 @@ def train_missing(
     place = open_backend(backend, workers=workers, gpus=chosen)
     count = int(getattr(place, "workers", 1))
     launch = controller.prepare(
-        sweep, store, workers=count, points_per_shard=points_per_shard, allow_mixed=allow_mixed
+        sweep,
+        store,
+        workers=count,
+        points_per_shard=points_per_shard,
+        allow_mixed=allow_mixed,
+        reuse=reuse,
     )
     console = Console(stderr=as_json)
     if not launch.missing:

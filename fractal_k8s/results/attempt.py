@@ -46,7 +46,7 @@ class Attempt:
         stamp: dict[str, Any] = {"time": now.isoformat(timespec="milliseconds")}
         if not self._entries and self.start_seconds is not None:
             stamp["start_seconds"] = round(self.start_seconds, 3)
-        text = json.dumps({**stamp, "shard": self.shard, "attempt": self.name, **_jsonable(line)})
+        text = json.dumps({**stamp, "shard": self.shard, "attempt": self.name, **jsonable(line)})
         self._entries.append((outcome, now, text))
 
     def flush(self) -> None:
@@ -67,7 +67,7 @@ class Attempt:
         self._flushed = len(entries)
 
 
-def _jsonable(line: dict[str, Any]) -> dict[str, Any]:
+def jsonable(line: dict[str, Any]) -> dict[str, Any]:
     """Non-finite numbers as text: JSON has none."""
     return {
         key: repr(value) if isinstance(value, float) and value - value != 0 else value

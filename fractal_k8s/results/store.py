@@ -30,6 +30,8 @@ from fractal_k8s.sweep.deal import Deal
 from fractal_k8s.sweep.definition import FORMAT, Sweep
 
 _READERS: Final = 32
+# How a shard of outcomes begins that were copied from another sweep instead of trained.
+COPIED: Final = "copied"
 SUMMARY_FILE: Final = "analysis.json"  # written last: its presence means the summary is whole
 
 
@@ -211,14 +213,19 @@ class SweepStore:
         """
         digest = hashlib.sha256(numerics_class.encode()).hexdigest()[:12]
         own = self.key("classes", f"{digest}.json")
+        if not self.files.entries(self.key("classes")):
+            self.files.put(own, json.dumps({"numerics_class": numerics_class}).encode())
+        return self.claimed_class() or numerics_class
+
+    def claimed_class(self) -> str | None:
+        """The numerics class that was claimed first, or None."""
         entries = self.files.entries(self.key("classes"))
         if not entries:
-            self.files.put(own, json.dumps({"numerics_class": numerics_class}).encode())
-            entries = self.files.entries(self.key("classes"))
+            return None
         # of two that were claimed at the same time one is the first for everybody
         first = min(entries, key=lambda entry: (entry.modified_ns, entry.key)).key
-        claimed = json.loads(self.files.get(first) or b"{}")
-        return str(claimed.get("numerics_class", numerics_class))
+        claimed: str | None = json.loads(self.files.get(first) or b"{}").get("numerics_class")
+        return claimed
 
     # --- logs ---
 
@@ -282,6 +289,11 @@ class SweepStore:
         return summary
 
 
+def is_copy(entry: Entry) -> bool:
+    """Whether an outcome object holds copies, whose time and place are those of another sweep."""
+    return _name(entry).startswith(f"{COPIED}-")
+
+
 def _name(entry: Entry) -> str:
     return entry.key.rpartition("/")[2]
 
@@ -310,7 +322,7 @@ class Store:
         return [name for name in self.files.folders() if self.files.get(f"{name}/sweep.json")]
 
     def find(self, text: str) -> SweepStore:
-        """The sweep whose id is `text` or, if only one does, starts with it.
+        """The sweep whose id is `text`, or whose name is, or, if only one does, starts with it.
 
         Raises:
             UsageError: no sweep or several match.

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from fractal_k8s.errors import FractalError
 from fractal_k8s.results.files import Entry
 from fractal_k8s.results.outcome import State
-from fractal_k8s.results.store import Store, SweepStore
+from fractal_k8s.results.store import Store, SweepStore, is_copy
 from fractal_k8s.sweep.deal import representatives
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.pace import Measured, Pace, fit, lanes_of
@@ -84,6 +84,8 @@ def read_attempts(
     planned = planned_steps(sweep)
     attempts = []
     for entry in entries:
+        if is_copy(entry):  # another sweep's attempt
+            continue
         table = folder.read_outcomes(sweep, [entry]).table
         table = table.filter(pc.field("state") != State.FAILED.value)
         index = _indexes(sweep, table)

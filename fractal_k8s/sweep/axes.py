@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,10 +12,13 @@ from typing import Any, Final, Literal
 from pydantic import field_validator, model_validator
 
 from fractal_k8s.sweep.base import Spec
-from fractal_k8s.sweep.points import Scale, axis_value, axis_values
+from fractal_k8s.sweep.points import WHOLE, Scale, axis_value, axis_values
 from fractal_k8s.sweep.training import GPTTraining, MLPTraining, Training
 
 Model = Literal["mlp", "gpt", "quadratic"]
+
+# a fraction with a denominator, or 0 or 1
+_FRACTION: Final = re.compile(r"\d+/0*[1-9]\d*|[01]")
 
 # what else of a run a knob decides, besides the numbers it writes
 STEPS: Final = "steps"
@@ -132,6 +136,10 @@ class Axis(Spec):
     scale: Scale | None = None
     # the values themselves instead of a range
     values: tuple[float, ...] | None = None
+    # the share of the range that the axis covers, as exact fractions ("48/127", "63/127");
+    # None = all of it. A zoom narrows it and leaves low and high as they are, so that its points
+    # are bit for bit those of the range wherever they coincide
+    window: tuple[str, str] | None = None
 
     @field_validator("knob")
     @classmethod
@@ -140,11 +148,27 @@ class Axis(Spec):
             raise ValueError(f"unknown knob {name!r}{near(name, knob_names())}")
         return name
 
+    @field_validator("window")
+    @classmethod
+    def _window_is_a_share(cls, window: tuple[str, str] | None) -> tuple[str, str] | None:
+        """The window in lowest terms, so that one window has one spelling; None for all of it."""
+        if window is None:
+            return None
+        for text in window:
+            if not _FRACTION.fullmatch(text):
+                raise ValueError(f'must be two fractions such as "48/127", got {text!r}')
+        low, high = (Fraction(text) for text in window)
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"must rise within 0..1, got {window[0]!r} to {window[1]!r}")
+        return None if (low, high) == WHOLE else (str(low), str(high))
+
     @model_validator(mode="after")
     def _range_or_values(self) -> Axis:
         if self.values is not None:
             if self.low is not None or self.high is not None or self.scale is not None:
                 raise ValueError("give either low and high (and scale) or values, not both")
+            if self.window is not None:
+                raise ValueError("window: is a share of a range, and this axis lists its values")
             if not self.values:
                 raise ValueError("values: must hold at least one value")
             rising = all(a < b for a, b in zip(self.values, self.values[1:], strict=False))
@@ -168,22 +192,31 @@ class Axis(Spec):
     def spacing(self, knob: Knob) -> Scale:
         return self.scale or knob.scale
 
+    @property
+    def shares(self) -> tuple[Fraction, Fraction]:
+        """The window as numbers: (0, 1) is the whole range."""
+        return (
+            WHOLE if self.window is None else (Fraction(self.window[0]), Fraction(self.window[1]))
+        )
+
     def points(self, knob: Knob, count: int) -> tuple[float, ...]:
         """The axis's values as exact float64, `count` of them (a list keeps its own length)."""
         if self.values is not None:
             return self.values
         assert self.low is not None  # a validated axis without values has both ends
         assert self.high is not None
-        values = axis_values(self.low, self.high, self.spacing(knob), count)
+        values = axis_values(self.low, self.high, self.spacing(knob), count, self.shares)
         if knob.kind == "count":
             return tuple(float(round(value)) for value in values)
         return values
 
     def value_at(self, knob: Knob, share: float) -> float:
-        """The exact value at a share of the range, 0 = low and 1 = high; not for a list."""
+        """The exact value at a share of the window, 0 = its low end and 1 = its high; no list."""
         assert self.low is not None  # whoever asks has checked that the axis is a range
         assert self.high is not None
-        value = axis_value(self.low, self.high, self.spacing(knob), Fraction(share))
+        start, end = self.shares
+        place = start + (end - start) * Fraction(share)
+        value = axis_value(self.low, self.high, self.spacing(knob), place)
         return float(round(value)) if knob.kind == "count" else value
 
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fractal_k8s.sweep.axes import KNOBS, Axis, Knob, effect_problem, knob_names, near
 from fractal_k8s.sweep.base import Spec
-from fractal_k8s.sweep.points import coinciding, representable_values
+from fractal_k8s.sweep.points import coinciding, distinct, representable_values
 from fractal_k8s.sweep.scatter import Cells, Pairs, can_be_moved
 from fractal_k8s.sweep.training import Training
 
@@ -93,13 +93,14 @@ def _neighbour_problems(parts: Parts, name: str, axis: Axis) -> Iterator[str]:
     if knob is None or count is None or parts.training is None:
         return
     values = axis.points(knob, count)
-    pair = coinciding(values, _grain(knob, parts.training))
+    dtype = _grain(knob, parts.training)
+    pair = coinciding(values, dtype)
     if pair is not None:
         grain = "whole numbers" if knob.kind == "count" else parts.training.rate_dtype
         yield (
             f"axes.{name}: {len(values)} points are finer than {grain} can separate: "
-            f"{pair[0]!r} and {pair[1]!r} are one {knob.name}; "
-            "widen the range or lower the resolution"
+            f"{pair[0]!r} and {pair[1]!r} are one {knob.name}, {distinct(values, dtype):,} are "
+            "distinct; widen the range or lower the resolution"
         )
 
 

@@ -46,6 +46,16 @@ class Axes(Spec):
     x: Axis
 
 
+class Origin(Spec):
+    """Which sweep a zoom was cut out of. Says nothing about what is trained."""
+
+    # id of the parent
+    parent: str
+    # first and last cell of the box in the parent's map: rows, columns; both ends included.
+    # Not whole where the box was given by values
+    box: tuple[tuple[int | float, int | float], tuple[int | float, int | float]]
+
+
 class _Sweep(Spec):
     """What the sweeps of every model have in common."""
 
@@ -65,6 +75,8 @@ class _Sweep(Spec):
     # sha256 of the weights and of the data that a launch found; None before a launch
     checkpoint_digest: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     dataset_digest: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    # where a zoom comes from; not part of the id. None = not a zoom
+    origin: Origin | None = None
 
     @field_validator("name")
     @classmethod
@@ -184,8 +196,10 @@ class Sweep:
         A checkpoint or data file whose digest is known counts by its content, not by its path, so
         that a sweep begun on one machine is the same sweep on another. What the axes decide anyway
         does not count: a spacing that is the knob's own, and training keys that a knob replaces.
+        Nor does where a zoom was cut out: the same points are the same sweep.
         """
         content = self.spec.model_dump(mode="json", exclude_defaults=True)
+        content.pop("origin", None)
         for name, knob in (("y", self.y_knob), ("x", self.x_knob)):
             if content["axes"][name].get("scale") == knob.scale:
                 del content["axes"][name]["scale"]

@@ -80,7 +80,7 @@ def _derived(
     sweep: Sweep, word: str, resolution: tuple[int, int], changes: Mapping[str, Any]
 ) -> Sweep:
     """The sweep under the name `<name>-<word>`, with other points or settings."""
-    raw = {**sweep.to_dict(), **changes, "resolution": list(resolution)}
+    raw = {**sweep.to_dict(), **changes, "resolution": list(resolution), "origin": None}
     suffix = f"-{word}"
     stem = sweep.name.removesuffix(suffix)
     room = room_for_name(resolution[0] * resolution[1]) - len(suffix)

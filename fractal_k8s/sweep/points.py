@@ -14,7 +14,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Final, Literal
 
 Scale = Literal["log", "linear"]
 
@@ -35,20 +35,34 @@ class Point:
     x: float
 
 
-def axis_values(low: float, high: float, scale: Scale, count: int) -> tuple[float, ...]:
-    """`count` values from low to high, both exact.
+WHOLE: Final = (Fraction(0), Fraction(1))
 
-    log: low * (high / low) ** (k / (count - 1)); linear: low + (high - low) * k / (count - 1).
-    Each is the correctly rounded float64 of that formula over the given ends.
+
+def axis_values(
+    low: float,
+    high: float,
+    scale: Scale,
+    count: int,
+    window: tuple[Fraction, Fraction] = WHOLE,
+) -> tuple[float, ...]:
+    """`count` values over a window of the range from low to high, whose own ends are exact.
+
+    With u running evenly over the window, log: low * (high / low) ** u; linear:
+    low + (high - low) * u. Each value is the correctly rounded float64 of that formula over the
+    given ends, and u is an exact fraction: windows of one range, however they were reached, agree
+    in every bit wherever they hold the same u.
     """
     if count < 2:
         raise ValueError(f"an axis over a range needs at least 2 points, got {count}")
-    middle = [axis_value(low, high, scale, Fraction(k, count - 1)) for k in range(1, count - 1)]
-    return (low, *middle, high)
+    start, end = window
+    pitch = (end - start) / (count - 1)
+    return tuple(axis_value(low, high, scale, start + k * pitch) for k in range(count))
 
 
 def axis_value(low: float, high: float, scale: Scale, share: Fraction) -> float:
     """The correctly rounded value at a share of the range; 0 is low, 1 is high."""
+    if share in WHOLE:  # the ends as they were given
+        return high if share else low
     return (_log_value if scale == "log" else _linear_value)(low, high, share)
 
 
@@ -65,9 +79,18 @@ def _linear_value(low: float, high: float, share: Fraction) -> float:
     return float(Fraction(low) + (Fraction(high) - Fraction(low)) * share)
 
 
+def range_share(low: float, high: float, scale: Scale, value: float) -> Fraction:
+    """Where a value lies on a range: 0 at low, 1 at high; exact if linear, else to 40 digits."""
+    if scale == "linear":
+        return (Fraction(value) - Fraction(low)) / (Fraction(high) - Fraction(low))
+    start = decimal.Decimal(low)
+    logs = [_EXACT.ln(_EXACT.divide(decimal.Decimal(end), start)) for end in (value, high)]
+    return Fraction(_EXACT.divide(*logs))
+
+
 def coinciding(values: Sequence[float], dtype: str) -> tuple[float, float] | None:
     """The first two neighbours that are equal once rounded to `dtype`, or None."""
-    cast = [_float32(value) if dtype == "float32" else value for value in values]
+    cast = _as(values, dtype)
     for k in range(1, len(cast)):
         if cast[k] == cast[k - 1]:
             return values[k - 1], values[k]
@@ -86,6 +109,15 @@ def _rank(value: float, dtype: str) -> int:
     value = _float32(value) if dtype == "float32" else value
     bits: int = struct.unpack(codes[1], struct.pack(codes[0], abs(value)))[0]
     return -bits if value < 0 else bits
+
+
+def distinct(values: Sequence[float], dtype: str) -> int:
+    """How many of the values are different once rounded to `dtype`."""
+    return len(set(_as(values, dtype)))
+
+
+def _as(values: Sequence[float], dtype: str) -> list[float]:
+    return [_float32(value) if dtype == "float32" else value for value in values]
 
 
 def _float32(value: float) -> float:
