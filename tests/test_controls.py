@@ -113,7 +113,7 @@ def test_replicas_count_each_cell_over_the_maps_that_judged_it(tmp_path: Path) -
     assert note["trainable"][1] == [3, 3, 1, 0, 0]
     assert note["flip_share"] == pytest.approx(4 / 19)
     assert note["coverage"] == pytest.approx(19 / 20)
-    assert len(note["dimensions"]) == 3
+    assert len(note["dimensions"]) == len(note["slopes"]) == 3
     json.dumps(note, allow_nan=False)
 
 

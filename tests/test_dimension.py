@@ -254,3 +254,16 @@ def test_the_notebook_s_method_refuses_what_it_cannot_count() -> None:
     assert "no edge" in (notebook(np.ones((64, 64), bool)).refused or "")
     small = np.indices((12, 12))[0] > 5
     assert "at least 14 points" in (notebook(small).refused or "")
+
+
+def test_with_maps_of_other_seeds_the_interval_is_that_of_their_mean() -> None:
+    labels, _ = made("straight line", 128, 0)
+    alone = analyse(Subject(labels, labels | True))
+    assert alone["interval_from"] == "simulation"
+    replicas = {"seeds": [1, 2, 3], "interval": [1.1, 1.2]}
+    found = analyse(Subject(labels, labels | True, notes={"replicas": replicas}))
+    assert found["dimension"] == pytest.approx(1.15)
+    assert found["interval"] == pytest.approx([1.06, 1.24])
+    assert dict(lines(found))["dimension"] == "1.150, 95 % from 1.060 to 1.240 (by 3 seeds)"
+    few = {"seeds": [1, 2], "interval": None}
+    assert analyse(Subject(labels, labels | True, notes={"replicas": few})) == alone

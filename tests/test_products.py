@@ -654,7 +654,8 @@ def test_a_map_agrees_with_itself(plane: Grid) -> None:
     assert found["agreement"] == 1.0
     assert found["edge"]["moved"] == 0.0
     assert found["edge"]["shift"] == 0.0
-    assert found["dimension"]["difference"] == 0.0
+    assert found["dimension"]["a"] == found["dimension"]["b"]
+    assert found["dimension"]["a"]["raw_slope"] > 0.9
     assert found["critical"]["output_lr"]["factor"] == 1.0
     assert found["settings"] == []
     assert set(found["confusion"]) == {"diverged", "trainable"}

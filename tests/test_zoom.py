@@ -557,6 +557,10 @@ def test_a_chain_of_automatic_zooms_is_a_family(run: Run, tmp_path: Path) -> Non
     assert family["ancestors"][1]["box"] == first["box"]
     assert family["self"]["id"] == second["id"]
     assert family["children"] == []
+    parent = tmp_path / "runs" / done["sweep"] / "summary"
+    kin = json.loads((parent / "analysis.json").read_text())["family"]
+    assert [one["id"] for one in kin["children"]] == [first["id"]]
+    assert first["id"] in (parent / "report.html").read_text()
     again = run("zoom", "small", "--auto", "--backend", "inline").output
     assert "every point is stored, nothing to train" in again
 
@@ -579,6 +583,8 @@ def test_boxes_are_given_by_cells_or_by_values(run: Run) -> None:
         pytest.param("", "give one of --box", id="nothing"),
         pytest.param("--box 1:2,3:4 --auto", "give one of --box", id="two ways"),
         pytest.param("--box 1:2,3:4 --depth 3", "add --auto", id="depth of a box"),
+        pytest.param("--box 1:2,3:4 --factor 3", "add --auto", id="factor of a box"),
+        pytest.param("--tree --seek rough", "add --auto", id="a search for nothing"),
         pytest.param("--auto 2 --depth 3", "--auto without a number", id="wide and deep"),
         pytest.param("--box 12:20,0:4", "reach outside the map", id="outside"),
         pytest.param("--box 5:5,0:4", "one of the rows", id="one row"),

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from scipy.ndimage import distance_transform_edt
 
 from fractal_k8s.analysis.boundary import Mask, find_edge
-from fractal_k8s.analysis.box_dimension import windows
+from fractal_k8s.analysis.dimension import measure_dimension
 from fractal_k8s.analysis.lines import Lines, band, rate_lines
 from fractal_k8s.analysis.subject import Subject
 from fractal_k8s.errors import UsageError
@@ -151,9 +151,14 @@ def _edges(in_a: Mask, in_b: Mask, both: Mask) -> dict[str, Any]:
     return edges
 
 
-def _dimensions(in_a: Mask, in_b: Mask, both: Mask) -> dict[str, float | None]:
-    ours, theirs = (windows(labels, both).dimension for labels in (in_a, in_b))
-    difference = None if ours is None or theirs is None else theirs - ours
+def _dimensions(in_a: Mask, in_b: Mask, both: Mask) -> dict[str, Any]:
+    """Dimension, interval and slope of both edges, over the points that both maps know."""
+    measured = [measure_dimension(labels & both, both) for labels in (in_a, in_b)]
+    ours, theirs = (
+        {key: part[key] for key in ("dimension", "interval", "raw_slope")} for part in measured
+    )
+    unknown = ours["dimension"] is None or theirs["dimension"] is None
+    difference = None if unknown else theirs["dimension"] - ours["dimension"]
     return {"a": ours, "b": theirs, "difference": difference}
 
 
@@ -209,10 +214,12 @@ def _edge_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     if edge["shift"] is not None:
         text += f"; median shift {edge['shift']:.2g} cells"
     rows = [("edge cells", text)]
-    numbers = [
-        "none" if dimension[side] is None else f"{dimension[side]:.4f}" for side in ("a", "b")
-    ]
-    rows.append(("edge dimension", f"{numbers[0]} in A, {numbers[1]} in B"))
+    for label, key in (("edge dimension", "dimension"), ("slope of boxes", "raw_slope")):
+        numbers = [
+            "none" if dimension[side][key] is None else f"{dimension[side][key]:.3f}"
+            for side in ("a", "b")
+        ]
+        rows.append((label, f"{numbers[0]} in A, {numbers[1]} in B"))
     for knob, moved in result["critical"].items():
         text = f"x {moved['factor']:.3g} (quartiles {moved['low']:.3g} to {moved['high']:.3g})"
         rows.append((f"critical {knob}", f"{text} over {moved['lines']} lines"))

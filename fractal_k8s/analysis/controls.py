@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy.special import stdtrit
 
 from fractal_k8s.analysis.boundary import Mask, find_edge
-from fractal_k8s.analysis.registry import load
+from fractal_k8s.analysis.dimension import measure_dimension
 from fractal_k8s.analysis.subject import Subject
 from fractal_k8s.results.grid import Grid
 from fractal_k8s.sweep.scatter import Cells
@@ -170,9 +170,8 @@ def note_of_replicas(grids: Sequence[Grid]) -> Note:
     trainable = np.sum([grid.trainable & grid.known for grid in grids], axis=0)
     judged = known == len(grids)
     split = judged & (trainable > 0) & (trainable < known)
-    dimensions = [
-        (load("dimension").analyse(Subject.of(grid)) or {}).get("dimension") for grid in grids
-    ]
+    measured = [measure_dimension(grid.trainable & grid.known, grid.known) for grid in grids]
+    dimensions, slopes = ([part[key] for part in measured] for key in ("dimension", "raw_slope"))
     return {
         "sweeps": [grid.sweep.id for grid in grids],
         "seeds": [grid.sweep.spec.seed for grid in grids],
@@ -182,6 +181,8 @@ def note_of_replicas(grids: Sequence[Grid]) -> Note:
         "flip_share": float(split.sum() / judged.sum()) if judged.any() else None,
         "dimensions": dimensions,
         "interval": mean_interval([value for value in dimensions if value is not None]),
+        "slopes": slopes,
+        "slope_interval": mean_interval([value for value in slopes if value is not None]),
     }
 
 
@@ -267,6 +268,7 @@ def lines(result: dict[str, Any]) -> list[tuple[str, str]]:
 def _replica_lines(replicas: Note) -> list[tuple[str, str]]:
     share = replicas["flip_share"]
     found = ", ".join("none" if d is None else f"{d:.3f}" for d in replicas["dimensions"])
+    slopes = replicas["slopes"]
     rows = [
         (
             _named("maps of seeds", replicas["seeds"]),
@@ -275,7 +277,11 @@ def _replica_lines(replicas: Note) -> list[tuple[str, str]]:
             else f"{share:.2%} of the cells are trainable in some and not in others",
         ),
         ("dimension of each", found),
+        ("slope of each", ", ".join("none" if s is None else f"{s:.3f}" for s in slopes)),
     ]
+    if replicas["slope_interval"]:
+        low, high = replicas["slope_interval"]
+        rows.append(("mean slope", f"{(low + high) / 2:.3f} (95 %: {low:.3f} to {high:.3f})"))
     if replicas["interval"]:
         low, high = replicas["interval"]
         rows.append(("mean dimension", f"{(low + high) / 2:.3f} (95 %: {low:.3f} to {high:.3f})"))

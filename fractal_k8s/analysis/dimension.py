@@ -9,6 +9,7 @@ import numpy as np
 from fractal_k8s.analysis.boundary import Mask
 from fractal_k8s.analysis.box_dimension import BoxDimension, windows
 from fractal_k8s.analysis.calibration import (
+    DISCREPANCY,
     MAX_MISFIT,
     Estimate,
     Statistics,
@@ -29,8 +30,23 @@ _TILT: Final = 0.5
 
 
 def analyse(subject: Subject) -> dict[str, Any]:
-    """`measure_dimension` of the map."""
-    return measure_dimension(subject.labels & subject.known, subject.known)
+    """`measure_dimension` of the map, and where its interval is from.
+
+    With maps of other seeds (note `replicas`) the dimension is their mean, and the interval is that
+    of the mean over seeds, widened by what simulated and other edges differ in.
+    """
+    result = measure_dimension(subject.labels & subject.known, subject.known)
+    result["interval_from"] = None if result["interval"] is None else "simulation"
+    replicas = subject.notes.get("replicas")
+    if result["interval"] is None or not replicas or not replicas["interval"]:
+        return result
+    low, high = replicas["interval"]
+    return {
+        **result,
+        "dimension": (low + high) / 2,
+        "interval": [max(1.0, low - DISCREPANCY), min(2.0, high + DISCREPANCY)],
+        "interval_from": f"{len(replicas['seeds'])} seeds",
+    }
 
 
 def measure_dimension(labels: Mask, known: Mask) -> dict[str, Any]:
@@ -76,7 +92,9 @@ def lines(result: dict[str, Any]) -> list[tuple[str, str]]:
     if result["dimension"] is None:
         return [("dimension", f"none: {result['refused']}"), *rows]
     low, high = result["interval"]
-    return [("dimension", f"{result['dimension']:.3f}, 95 % from {low:.3f} to {high:.3f}"), *rows]
+    source = result.get("interval_from") or "simulation"
+    text = f"{result['dimension']:.3f}, 95 % from {low:.3f} to {high:.3f} (by {source})"
+    return [("dimension", text), *rows]
 
 
 def _measured_lines(result: dict[str, Any]) -> list[tuple[str, str]]:

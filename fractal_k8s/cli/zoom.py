@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # the keys of analysis.targets.SEEK, which a test compares
 _SEEK = ("rough", "balanced")
+_FACTOR = 4.0
 
 
 @click.command(cls=Command)
@@ -56,17 +57,15 @@ _SEEK = ("rough", "balanced")
 @click.option(
     "--factor",
     type=click.FloatRange(min=1, min_open=True),
-    default=4.0,
-    show_default=True,
-    help="With --auto: magnification per zoom, about; where a nearby one lets the child contain "
-    "all of its parent's points in the box, that one.",
+    metavar="X",
+    help="With --auto: magnification per zoom, 4 unless given; where a nearby one lets the child "
+    "contain all of its parent's points in the box, that one.",
 )
 @click.option(
     "--seek",
     type=click.Choice(_SEEK),
-    default="rough",
-    show_default=True,
-    help="With --auto: boxes full of edge, or boxes that one clean edge halves.",
+    help="With --auto: boxes full of edge (rough, unless given), or boxes that one clean edge "
+    "halves.",
 )
 @click.option("--res", "resolution", type=Resolution(), metavar="N|RxC", help="Points per axis.")
 @click.option("--name", metavar="NAME", help="Another name for the zoom.")
@@ -86,8 +85,8 @@ def command(
     x_range: str | None,
     auto: int | None,
     depth: int | None,
-    factor: float,
-    seek: str,
+    factor: float | None,
+    seek: str | None,
     resolution: int | tuple[int, int] | None,
     name: str | None,
     checkpoint: str | None,
@@ -118,7 +117,9 @@ def command(
     if tree:
         _print_tree(store, sweep_id, as_json)
         return
-    cut = _Cut(resolution, name, factor, seek)
+    if auto is None and (factor, seek) != (None, None):
+        raise click.UsageError("--factor and --seek choose boxes: add --auto")
+    cut = _Cut(resolution, name, factor or _FACTOR, seek or _SEEK[0])
     folder, stored = store.plan(sweep_id)
     refuse_scattered(stored.sweep)
     sweep = relocated(stored.sweep, checkpoint=checkpoint, dataset=dataset)
@@ -136,6 +137,7 @@ def command(
         for parent, one, child in children:
             grid, result = _train(store, parent, one, child, training)
             results.append(result)
+        _draw_again(store, children[0][0], allow_mixed)
         if level + 1 < (depth or 1):
             following = cut.choose(grid, 1)[0]
             children = [(grid.sweep, following, cut.child(grid.sweep, following))]
@@ -230,6 +232,14 @@ def _train(
         click.echo("\n".join(summary_lines(done.summary)))
         click.echo(f"page     {done.written['report.html']}")
     return done.grid, facts
+
+
+def _draw_again(store: Store, parent: Sweep, allow_mixed: bool) -> None:
+    """Writes the parent's summary anew, so that its page shows the zooms into it."""
+    from fractal_k8s.aggregate import aggregate
+
+    folder, plan = store.plan(parent.id)
+    aggregate(folder, plan, allow_mixed=allow_mixed)
 
 
 def _described(parent: Sweep, box: Box, child: Sweep) -> dict[str, Any]:
