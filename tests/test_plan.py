@@ -432,7 +432,7 @@ def test_storage_and_ledger_of_a_real_sweep(run: Run, tmp_path: Path) -> None:
     status = json.loads(run("status", second["sweep"], "--json").stdout)
     assert status["ledger"]["predicted"] == ledger["predicted"]
     page = (stored / "summary" / "report.html").read_text()
-    assert "<h2>Ledger</h2>" in page
+    assert ">Ledger</h3>" in page
 
 
 def test_a_probe_fills_a_chunk_and_can_keep_it(run: Run) -> None:

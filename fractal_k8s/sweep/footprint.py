@@ -16,10 +16,10 @@ _STORED_LOSS_BYTES: Final = 3.2
 # A row of an outcomes file without its losses, a log line, and the point's part of the summary.
 _ROW_BYTES: Final = 30
 _LOG_BYTES: Final = 335
-_SUMMARY_POINT_BYTES: Final = 90
+_SUMMARY_POINT_BYTES: Final = 80
 # What every outcomes file holds besides rows, and the page with its script, figures and numbers.
 _OBJECT_BYTES: Final = 10_900
-_SUMMARY_BYTES: Final = 5_000_000
+_SUMMARY_BYTES: Final = 255_000
 POINT_BYTES: Final = _ROW_BYTES + _LOG_BYTES + _SUMMARY_POINT_BYTES
 
 # --- calls ---
