@@ -199,7 +199,8 @@ def test_controls_of_nothing_are_refused(run: Run, small: str, tmp_path: Path) -
     for path in (tmp_path / "runs" / small / "outcomes").rglob("*.parquet"):
         path.unlink()
     text = run("controls", small, code=2).output
-    assert f"train it with: fractal-k8s resume {small}" in text
+    assert "lacks 256 points, and controls are of a whole map" in text
+    assert f"train them first: fractal-k8s resume {small}" in text
     assert "no sweep 'nope'" in run("controls", "nope", code=2).output
 
 

@@ -260,7 +260,7 @@ def test_with_maps_of_other_seeds_the_interval_is_that_of_their_mean() -> None:
     labels, _ = made("straight line", 128, 0)
     alone = analyse(Subject(labels, labels | True))
     assert alone["interval_from"] == "simulation"
-    replicas = {"seeds": [1, 2, 3], "interval": [1.1, 1.2]}
+    replicas = {"seeds": [1, 2, 3], "interval": [1.1, 1.2], "dimensions": [1.15, 1.1, 1.2]}
     found = analyse(Subject(labels, labels | True, notes={"replicas": replicas}))
     assert found["dimension"] == pytest.approx(1.15)
     assert found["interval"] == pytest.approx([1.06, 1.24])

@@ -99,7 +99,16 @@ def test_noise_is_called_noise_and_has_no_dimension() -> None:
 def test_a_plane_without_edge_is_said_to_have_none() -> None:
     result = judged(lambda y, x: y > 2, 100)
     assert (result["verdict"], result["dimension"]) == ("no edge", None)
-    assert result["sentence"] == "no edge: none of 800 pairs differs; no run is trainable"
+    assert result["sentence"] == "no edge: no run is trainable"
+
+
+def test_two_labels_without_a_differing_pair_are_no_verdict() -> None:
+    labels = np.zeros((4, 9), dtype=bool)
+    labels[:2] = True
+    result = judge_pairs(labels, np.ones_like(labels), PAIR_DISTANCES)
+    assert result["verdict"] == "unclear"
+    assert "none of 32 pairs differs, though 50.00% of the runs are trainable" in result["refused"]
+    assert result["pairs_needed"] > 32
 
 
 def test_too_few_differing_pairs_ask_for_more() -> None:

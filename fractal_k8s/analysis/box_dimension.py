@@ -357,4 +357,4 @@ def _no_edge(labels: npt.NDArray[np.bool_]) -> str:
         return "no edge: every known point is trainable"
     if not labels.any():
         return "no edge: no known point is trainable"
-    return "no edge between known neighbours"
+    return "no edge in any 2 x 2 points that are all known"

@@ -180,7 +180,7 @@ def note_of_replicas(grids: Sequence[Grid]) -> Note:
         "coverage": float(judged.mean()),
         "flip_share": float(split.sum() / judged.sum()) if judged.any() else None,
         "dimensions": dimensions,
-        "interval": mean_interval([value for value in dimensions if value is not None]),
+        "interval": _dimension_interval(dimensions),
         "slopes": slopes,
         "slope_interval": mean_interval([value for value in slopes if value is not None]),
     }
@@ -194,6 +194,12 @@ def mean_interval(values: Sequence[float]) -> list[float] | None:
     error = float(numbers.std(ddof=1)) / math.sqrt(len(values))
     half = float(stdtrit(len(values) - 1, 0.975)) * error
     return [float(numbers.mean()) - half, float(numbers.mean()) + half]
+
+
+def _dimension_interval(dimensions: Sequence[float | None]) -> list[float] | None:
+    """`mean_interval` of those there are, within what a dimension can be."""
+    found = mean_interval([value for value in dimensions if value is not None])
+    return found and [max(1.0, found[0]), min(2.0, found[1])]
 
 
 # --- the analysis ---
@@ -284,7 +290,9 @@ def _replica_lines(replicas: Note) -> list[tuple[str, str]]:
         rows.append(("mean slope", f"{(low + high) / 2:.3f} (95 %: {low:.3f} to {high:.3f})"))
     if replicas["interval"]:
         low, high = replicas["interval"]
-        rows.append(("mean dimension", f"{(low + high) / 2:.3f} (95 %: {low:.3f} to {high:.3f})"))
+        judged = [value for value in replicas["dimensions"] if value is not None]
+        mean = sum(judged) / len(judged)
+        rows.append(("mean dimension", f"{mean:.3f} (95 %: {low:.3f} to {high:.3f})"))
     return rows
 
 

@@ -25,6 +25,9 @@ TITLE: Final = "Edge dimension"
 # the graph of a Brownian motion (0.5). 99 % of the simulated edges stay below 0.20 at 64 points a
 # side and 0.09 at 1024.
 MAX_ANISOTROPY: Final = 0.25
+# Points of the rarer label, in rows of the shorter side: fewer make a strip along the frame, whose
+# edge the mirrored boxes see twice.
+_MIN_ROWS: Final = 4
 # how the straight edge of the smooth baseline lies: along no axis and no diagonal
 _TILT: Final = 0.5
 
@@ -41,9 +44,10 @@ def analyse(subject: Subject) -> dict[str, Any]:
     if result["interval"] is None or not replicas or not replicas["interval"]:
         return result
     low, high = replicas["interval"]
+    judged = [value for value in replicas["dimensions"] if value is not None]
     return {
         **result,
-        "dimension": (low + high) / 2,
+        "dimension": sum(judged) / len(judged),
         "interval": [max(1.0, low - DISCREPANCY), min(2.0, high + DISCREPANCY)],
         "interval_from": f"{len(replicas['seeds'])} seeds",
     }
@@ -75,7 +79,9 @@ def measure_dimension(labels: Mask, known: Mask) -> dict[str, Any]:
     }
     if box.slope is not None and lags.dimension is not None:
         result["agreement"] = box.slope - lags.dimension
-    result["refused"] = _refusal_of_map(box, lags, measure_mixing(labels, known))
+    result["refused"] = _too_little(labels, known, box) or _refusal_of_map(
+        box, lags, measure_mixing(labels, known)
+    )
     if result["refused"]:
         return result
     found = estimate(_statistics(box, lags), min(labels.shape))
@@ -137,9 +143,20 @@ def statistics_of(labels: Mask) -> Statistics | None:
     return _statistics(box, lags)
 
 
+def _too_little(labels: Mask, known: Mask, box: BoxDimension) -> str | None:
+    """One label that is hardly there: its edge lies at the frame, or is a few points."""
+    fewer = min(int(labels[known].sum()), int((~labels)[known].sum()))
+    if not box.boundary_pixels or fewer >= _MIN_ROWS * min(labels.shape):
+        return None
+    return (
+        f"too little edge: only {fewer} points have the rarer label, which lie at the frame or are "
+        "few; choose a box with more of both"
+    )
+
+
 def _refusal_of_map(box: BoxDimension, lags: Uncertainty, mixing: Mixing) -> str | None:
     """What forbids a number before anything is compared."""
-    if box.slope is None:
+    if box.refused:
         return box.refused
     if mixing.verdict == UNRESOLVED:
         entropy = mixing.boundary_entropy or 0.0
@@ -149,8 +166,8 @@ def _refusal_of_map(box: BoxDimension, lags: Uncertainty, mixing: Mixing) -> str
             "points per cell of edge (independent labels: 0, 0.69 and 0.08; with a trend 0.13); "
             "zoom in, or repeat points with another seed"
         )
-    if box.refused or lags.refused:
-        return box.refused or lags.refused
+    if lags.refused:
+        return lags.refused
     if lags.anisotropy > MAX_ANISOTROPY:
         assert lags.exponent_x is not None  # else there is no anisotropy
         assert lags.exponent_y is not None

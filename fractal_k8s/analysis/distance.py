@@ -142,5 +142,5 @@ def lines(result: dict[str, Any]) -> list[tuple[str, str]]:
     room = f"{deepest['decades']:.2f} decades" if "decades" in deepest else ""
     room = room or f"{deepest['cells']:.1f} cells"
     point = f"({deepest['i']}, {deepest['j']}) {where}".strip()
-    rows.append(("point deepest inside", f"{point}: {room} from the edge"))
+    rows.append(("trainable with most room around", f"{point}: {room} from the edge"))
     return rows

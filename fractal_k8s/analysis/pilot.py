@@ -106,12 +106,16 @@ def _without_fit(result: dict[str, Any]) -> dict[str, Any]:
     differing, pairs = sum(result["differing"]), result["pairs"]
     if not pairs or min(result["known_pairs"]) == 0:
         verdict, sentence = "unclear", "cannot tell: there are distances without a judged pair"
-    elif not differing:
-        share = result["trainable_fraction"]
-        everywhere = {0.0: "no run is trainable", 1.0: "every run is trainable"}
+    elif result["trainable_fraction"] in (0.0, 1.0):
         verdict = "no edge"
-        sentence = f"no edge: none of {pairs:,} pairs differs; " + everywhere.get(
-            share, f"{share:.2%} of the runs are trainable"
+        sentence = f"no edge: {'every' if result['trainable_fraction'] else 'no'} run is trainable"
+    elif not differing:
+        result["pairs_needed"] = _round_up(pairs * 4)
+        verdict = "unclear"
+        sentence = (
+            f"cannot tell: none of {pairs:,} pairs differs, though "
+            f"{result['trainable_fraction']:.2%} of the runs are trainable; "
+            f"give --pairs {result['pairs_needed']}"
         )
     else:
         needed = _round_up(pairs * 4 * _MIN_DIFFERING / differing)

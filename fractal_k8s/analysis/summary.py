@@ -82,6 +82,7 @@ def _measured(subject: Subject, method: str, only: tuple[str, ...]) -> dict[str,
         edge = results.get("dimension", {})
     else:
         edge = METHODS[method](subject.labels, subject.known).to_dict()
+        results.pop("dimension", None)  # one number is enough
     exponent = results.get("uncertainty", {}).get("exponent")
     return {**edge, "uncertainty_exponent": exponent, "analyses": results}
 

@@ -116,7 +116,10 @@ def command(
         echo_json(summary)
     else:
         click.echo(str(summary.get("sweep", mask)))
-        click.echo("\n".join([*summary_lines(summary), *analysis_lines(summary)]))
+        lines = [*summary_lines(summary), *analysis_lines(summary)]
+        silent = [name for name in only if name not in summary["analyses"]]
+        lines += [f"\n{name}: nothing to say of this map{_hint(name)}" for name in silent]
+        click.echo("\n".join(lines))
         if other is not None:
             click.echo("\n".join(_against_lines(summary["against"], against)))
     _write_files(subject, other, summary, figure, csv_file, (sweep_id or str(mask), str(against)))
@@ -127,6 +130,12 @@ def command(
             f"only {coverage:.1%} of the points have a verdict, and the numbers above "
             f"are of those; {train}accept them with --partial"
         )
+
+
+def _hint(name: str) -> str:
+    """What would give an analysis something to say."""
+    commands = {"controls": "fractal-k8s controls ID", "pilot": "fractal-k8s launch --pairs 2000"}
+    return f"; run {commands[name]}" if name in commands else ""
 
 
 def _check_files(

@@ -221,7 +221,8 @@ def _dimension_lines(summary: dict[str, Any]) -> list[str]:
             lines.append(f"  slope of its boxes {summary['raw_slope']:.3f}, before any calibration")
         return lines
     sizes = f"{min(summary['box_sizes'])}..{max(summary['box_sizes'])}"
-    text = f"  edge dimension {summary['dimension']:.3f}"
+    whose = "dimension of the set" if summary["method"] == "aligned" else "edge dimension"
+    text = f"  {whose} {summary['dimension']:.3f}"
     if summary["interval"]:
         low, high = summary["interval"]
         text += f", 95 % from {low:.3f} to {high:.3f}"

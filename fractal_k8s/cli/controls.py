@@ -80,16 +80,20 @@ def command(
     from fractal_k8s.aggregate import aggregate, read_grid
     from fractal_k8s.analysis.controls import fault_of
     from fractal_k8s.cli.training import train_missing
+    from fractal_k8s.results.grid import MISSING
     from fractal_k8s.sweep.derive import refuse_scattered
 
     store = open_store(store_uri)
     folder, plan = store.plan(sweep_id)
     refuse_scattered(plan.sweep)
     grid = read_grid(folder, plan, allow_mixed=allow_mixed)
-    if not grid.known.any():
+    if missing := int((grid.states == MISSING).sum()):
         raise UsageError(
-            f"{plan.sweep.id} has no judged point yet; train it with: {folder.command('resume')}"
+            f"{plan.sweep.id} lacks {missing:,} points, and controls are of a whole map; "
+            f"train them first: {folder.command('resume')}"
         )
+    if not grid.known.any():
+        raise UsageError(f"{plan.sweep.id}: every point failed, and none can be compared")
     sweep = relocated(plan.sweep, checkpoint=checkpoint, dataset=dataset)
 
     def train(derived: Sweep) -> Grid:

@@ -89,5 +89,7 @@ def _pilot(sweep: Sweep, pairs: int, store: Store, options: dict[str, Any]) -> N
         checkpoint_digest=spec.checkpoint_digest, dataset_digest=spec.dataset_digest
     )
     note = {**done.summary["notes"]["pilot"], "sweep": done.grid.sweep.id}
-    store.sweep(planned.id).put_note("pilot", note)
+    folder = store.sweep(planned.id)
+    if note["pairs"] >= folder.notes().get("pilot", {}).get("pairs", 0):
+        folder.put_note("pilot", note)  # the pilot of most pairs is the one to go by
     print_result(done, options["as_json"])

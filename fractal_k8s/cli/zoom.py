@@ -38,7 +38,13 @@ _FACTOR = 4.0
 @click.option(
     "--box", metavar="I0:I1,J0:J1", help="Cells of the map, rows first, ends included: 48:63,0:15."
 )
-@click.option("--y", "y_range", metavar="LOW:HIGH", help="Values of the row axis instead of cells.")
+@click.option(
+    "--y",
+    "y_range",
+    metavar="LOW:HIGH",
+    help="Values of the row axis instead of cells; the ends move to the map's lattice or a finer "
+    "one, by at most a 64th of the box.",
+)
 @click.option("--x", "x_range", metavar="LOW:HIGH", help="Values of the column axis.")
 @click.option(
     "--auto",
@@ -113,12 +119,12 @@ def command(
     from fractal_k8s.sweep.derive import refuse_scattered
 
     _check_choice(box, (y_range, x_range) != (None, None), auto, tree, depth)
+    if auto is None and (factor, seek) != (None, None):
+        raise click.UsageError("--factor and --seek choose boxes: add --auto")
     store = open_store(store_uri)
     if tree:
         _print_tree(store, sweep_id, as_json)
         return
-    if auto is None and (factor, seek) != (None, None):
-        raise click.UsageError("--factor and --seek choose boxes: add --auto")
     cut = _Cut(resolution, name, factor or _FACTOR, seek or _SEEK[0])
     folder, stored = store.plan(sweep_id)
     refuse_scattered(stored.sweep)
@@ -195,6 +201,11 @@ class _Cut:
             for parent, child in zip(sweep.spec.resolution, counts, strict=True)
         )
         targets = best_boxes(grid.trainable, grid.known, (height, width), number, self.seek)
+        if not targets and grid.coverage < 1:
+            raise UsageError(
+                f"{sweep.id}: only {grid.coverage:.1%} of its points have a verdict, too few to "
+                "choose a box by; train the rest with fractal-k8s resume, or choose with --box"
+            )
         if not targets:
             raise UsageError(
                 f"{sweep.id}: no box of {height + 1} x {width + 1} points holds a coherent piece "
@@ -221,7 +232,11 @@ def _train(
     """Trains one child, prints its numbers and returns its map and them."""
     from fractal_k8s.cli.training import train_missing
 
-    done = train_missing(child, store, **training)
+    try:
+        done = train_missing(child, store, **training)
+    except SystemExit:
+        click.echo("or go on with it and the zooms after it: repeat this command", err=True)
+        raise
     facts = {
         **_described(parent, box, done.grid.sweep),
         **{key: done.summary.get(key) for key in ("dimension", "interval", "refused", "coverage")},

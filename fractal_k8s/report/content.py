@@ -14,7 +14,7 @@ from fractal_k8s.report.colours import trainability_values as trainability
 from fractal_k8s.report.payload import NEVER, Curves, packed, rounded, shares
 from fractal_k8s.report.view import AxisView, axis_views
 from fractal_k8s.results.grid import DIVERGED, STATE_NAMES, TRAINABLE, Grid
-from fractal_k8s.sweep.axes import Knob
+from fractal_k8s.sweep.axes import Axis, Knob
 
 # 40 k + 1 colours hold every stop of the trainability scale exactly
 _TRAINABILITY_COLOURS: Final = 201
@@ -33,8 +33,8 @@ def page_content(
         "rows": grid.sweep.rows,
         "columns": grid.sweep.columns,
         "axes": {
-            "y": _axis(y, grid.sweep.y_knob, grid.sweep.y_values),
-            "x": _axis(x, grid.sweep.x_knob, grid.sweep.x_values),
+            "y": _axis(y, grid.sweep.y_knob, grid.sweep.spec.axes.y, grid.sweep.y_values),
+            "x": _axis(x, grid.sweep.x_knob, grid.sweep.spec.axes.x, grid.sweep.x_values),
         },
         "verdict": summary["verdict"],
         "stateNames": STATE_NAMES,
@@ -95,8 +95,9 @@ def replica_share(grid: Grid, summary: Mapping[str, Any]) -> npt.NDArray[np.floa
     return share
 
 
-def _axis(view: AxisView, knob: Knob, values: tuple[float, ...]) -> dict[str, Any]:
+def _axis(view: AxisView, knob: Knob, axis: Axis, values: tuple[float, ...]) -> dict[str, Any]:
     return {
+        "listed": axis.values is not None,
         "name": view.name,
         "label": knob.label,
         "log": view.is_log,

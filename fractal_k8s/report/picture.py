@@ -46,8 +46,8 @@ def read_mask(path: Path) -> tuple[Mask, Mask]:
 def _from_array(path: Path) -> tuple[Mask, Mask]:
     try:
         array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise CorruptError(f"{path}: damaged or not a NumPy array ({error})") from None
+    except (ValueError, OSError, EOFError):
+        raise CorruptError(f"{path}: damaged or not a NumPy array of labels") from None
     if array.ndim != 2:
         raise UsageError(f"mask {path}: has shape {array.shape}, a map has rows and columns")
     if array.dtype == bool:

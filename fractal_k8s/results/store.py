@@ -30,6 +30,7 @@ from fractal_k8s.sweep.deal import Deal
 from fractal_k8s.sweep.definition import FORMAT, Sweep
 
 _READERS: Final = 32
+_MOST_NAMES: Final = 8
 # How a shard of outcomes begins that were copied from another sweep instead of trained.
 COPIED: Final = "copied"
 SUMMARY_FILE: Final = "analysis.json"  # written last: its presence means the summary is whole
@@ -344,7 +345,8 @@ class Store:
             raise UsageError(
                 f"no sweep {text!r}: there are none in {self.files.place}; see --store"
             )
-        raise UsageError(f"no sweep {text!r} in {self.files.place}{near(text, ids)}")
+        shown = near(text, ids) if len(ids) <= _MOST_NAMES else "; fractal-k8s list shows them all"
+        raise UsageError(f"no sweep {text!r} in {self.files.place}{shown}")
 
     def plan(self, text: str) -> tuple[SweepStore, Plan]:
         """The sweep that `find` finds, with its stored plan."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from fractal_k8s.sweep.footprint import (
 from fractal_k8s.sweep.memory import Shape, memory
 from fractal_k8s.sweep.pace import Pace, expected_steps
 from fractal_k8s.sweep.walltime import WORKER_COUNTS, Wall, wall
+
+# An interval wider than a factor of 7 each way says nothing; its relative standard error.
+_MAX_ERROR: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,10 @@ class Forecast:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of `worker_seconds`; None where the model's error is not known."""
+        """95 % interval of `worker_seconds`; None where too little was measured for one."""
         if self.wall is None or self.pace is None or self.pace.error is None:
+            return None
+        if self.pace.error > _MAX_ERROR:
             return None
         factor = math.exp(1.96 * self.pace.error)
         return self.wall.worker_seconds / factor, self.wall.worker_seconds * factor

@@ -165,7 +165,7 @@ def zoom_into(
     problems = _box_problems("rows", box.rows, sweep.rows)
     problems += _box_problems("columns", box.columns, sweep.columns)
     if problems:
-        raise SweepError(problems, source=f"box {box}")
+        raise SweepError(problems, source=f"box {box} of {sweep.id}")
     raw: dict[str, Any] = sweep.to_dict()
     counts = []
     given = (resolution, resolution) if isinstance(resolution, int) else resolution
@@ -177,7 +177,7 @@ def zoom_into(
     raw["resolution"] = counts
     raw["name"] = name or _child_name(sweep.name)
     raw["origin"] = {"parent": sweep.id, "box": box.to_list()}
-    return Sweep.parse(raw, source=f"box {box}", version=sweep.version)
+    return Sweep.parse(raw, source=f"box {box} of {sweep.id}", version=sweep.version)
 
 
 def same_experiments(one: Sweep, other: Sweep) -> bool:

@@ -78,8 +78,11 @@ function rerunCommand(records, i, j) {
     " --res 1 " + axis("y", i) + " " + axis("x", j) + seed;
 }
 
+// As many points as the map has; an axis that lists its values keeps those in the box.
 function zoomCommand(box) {
-  const res = rows === columns ? String(rows) : rows + "x" + columns;
+  const height = data.axes.y.listed ? box.i1 - box.i0 + 1 : rows;
+  const width = data.axes.x.listed ? box.j1 - box.j0 + 1 : columns;
+  const res = height === width ? String(height) : height + "x" + width;
   return "fractal-k8s zoom " + data.id + " --box " + box.i0 + ":" + box.i1 + "," + box.j0 + ":" + box.j1 + " --res " + res;
 }
 
