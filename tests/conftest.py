@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
+from fractal_k8s import cli
 from fractal_k8s.environ import prepare_environment
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.load import resolve
 
 prepare_environment()  # before any test imports numpy or torch
+
+Run = Callable[..., Result]
 
 _GOLDEN = Path(__file__).parent / "golden" / "nanochat-d4"
 
@@ -76,3 +81,46 @@ def gpt_sweep(golden: Path) -> Callable[..., Sweep]:
         return resolve(raw, settings=settings, resolution=resolution, source="test")
 
     return make
+
+
+# --- commands ---
+
+SMALL = """
+name = "small"
+model = "mlp"
+resolution = [16, 16]
+[axes.y]
+knob = "output_lr"
+low = 1e-2
+high = 1e4
+[axes.x]
+knob = "input_lr"
+low = 1e-2
+high = 1e4
+[training]
+width = 4
+steps = 30
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: str, code: int = 0) -> Result:
+        result = CliRunner().invoke(cli.main, list(arguments))
+        assert result.exit_code == code, result.output
+        assert "Traceback" not in result.output
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def small(run: Run, tmp_path: Path) -> str:
+    """A finished small sweep; returns its id."""
+    (tmp_path / "small.toml").write_text(SMALL)
+    result = run("launch", "small.toml", "--backend", "inline", "--json")
+    sweep_id: str = json.loads(result.stdout)["sweep"]
+    return sweep_id

@@ -10,59 +10,16 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
+from conftest import SMALL, Run
 from fractal_k8s import cli
 from test_analysis import published_map
-
-Run = Callable[..., Result]
-
-SMALL = """
-name = "small"
-model = "mlp"
-resolution = [16, 16]
-[axes.y]
-knob = "output_lr"
-low = 1e-2
-high = 1e4
-[axes.x]
-knob = "input_lr"
-low = 1e-2
-high = 1e4
-[training]
-width = 4
-steps = 30
-"""
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments: str, code: int = 0) -> Result:
-        result = CliRunner().invoke(cli.main, list(arguments))
-        assert result.exit_code == code, result.output
-        assert "Traceback" not in result.output
-        return result
-
-    return invoke
-
-
-@pytest.fixture
-def small(run: Run, tmp_path: Path) -> str:
-    """A finished small sweep; returns its id."""
-    (tmp_path / "small.toml").write_text(SMALL)
-    result = run("launch", "small.toml", "--backend", "inline", "--json")
-    sweep_id: str = json.loads(result.stdout)["sweep"]
-    return sweep_id
-
 
 # --- help ---
 

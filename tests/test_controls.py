@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import mlp_sweep
+from conftest import Run, mlp_sweep
 from fractal_k8s.aggregate import read_grid
 from fractal_k8s.analysis.boundary import find_edge
 from fractal_k8s.analysis.controls import (
@@ -31,7 +31,6 @@ from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.derive import cells_of, reseeded
 from fractal_k8s.train import open_trainer
 from fractal_k8s.worker import Worker
-from test_cli import Run, run, small  # noqa: F401  # fixtures
 from test_results import grid_of, outcome_of, stored
 
 GOOD, BAD = [2.0, 1.0], [2.0, 3.0]
@@ -150,7 +149,7 @@ def files_of(folder: Path) -> dict[str, int]:
     }
 
 
-def test_controls_of_a_map(run: Run, small: str, tmp_path: Path) -> None:  # noqa: F811
+def test_controls_of_a_map(run: Run, small: str, tmp_path: Path) -> None:
     options = ("controls", small, "--sample", "8", "--seeds", "1", "--replicas", "2")
     text = run(*options, "--backend", "inline").output
     assert "0 of 8 edge cells and 0 of 8 random cells flipped; 16 of 16 loss series equal" in text
@@ -180,8 +179,8 @@ def test_controls_of_a_map(run: Run, small: str, tmp_path: Path) -> None:  # noq
 
 
 def test_a_run_that_does_something_else_the_second_time_is_a_failure(
-    run: Run,  # noqa: F811
-    small: str,  # noqa: F811
+    run: Run,
+    small: str,
     tmp_path: Path,
 ) -> None:
     for path in (tmp_path / "runs" / small / "outcomes").rglob("*.parquet"):
@@ -195,7 +194,7 @@ def test_a_run_that_does_something_else_the_second_time_is_a_failure(
     assert "the same run does not give the same numbers here" in text
 
 
-def test_controls_of_nothing_are_refused(run: Run, small: str, tmp_path: Path) -> None:  # noqa: F811
+def test_controls_of_nothing_are_refused(run: Run, small: str, tmp_path: Path) -> None:
     for path in (tmp_path / "runs" / small / "outcomes").rglob("*.parquet"):
         path.unlink()
     text = run("controls", small, code=2).output
@@ -208,7 +207,7 @@ def test_controls_of_nothing_are_refused(run: Run, small: str, tmp_path: Path) -
 
 
 def test_controls_of_a_fine_tune_shuffle_its_data(
-    run: Run,  # noqa: F811
+    run: Run,
     gpt_sweep: Callable[..., Sweep],
     tmp_path: Path,
 ) -> None:

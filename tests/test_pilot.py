@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from conftest import Run
 from fractal_k8s.analysis.pilot import fit_power, judge_pairs, lines
 from fractal_k8s.sweep.scatter import PAIR_DISTANCES, pair_shares
-from test_cli import Run, run, small  # noqa: F401  # fixtures
 
 Floats = npt.NDArray[np.float64]
 Label = Callable[[Floats, Floats], npt.NDArray[np.bool_]]
@@ -163,7 +163,7 @@ def test_the_rows_say_what_was_counted() -> None:
 # --- the command ---
 
 
-def test_a_pilot_answers_before_the_map_and_is_shown_beside_it(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_pilot_answers_before_the_map_and_is_shown_beside_it(run: Run, tmp_path: Path) -> None:
     options = ("launch", "--preset", "ripple", "--res", "8", "--backend", "inline")
     text = run(*options, "--pairs", "2000").output
     assert "fractal: D about 1." in text
@@ -186,7 +186,7 @@ def test_a_pilot_answers_before_the_map_and_is_shown_beside_it(run: Run, tmp_pat
     assert "ripple-pilot" in run("list").output
 
 
-def test_a_pilot_that_cannot_be_drawn_leaves_nothing_behind(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_pilot_that_cannot_be_drawn_leaves_nothing_behind(run: Run, tmp_path: Path) -> None:
     text = run("launch", "--preset", "docvqa-d20-lr-tokens", "--pairs", "100", code=2).output
     assert "pairs need values between whole numbers, which tokens has not" in text
     assert "--pairs" in run("launch", "--preset", "tanh", "--pairs", "0", code=2).output

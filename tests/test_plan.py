@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import mlp_sweep
-from fractal_k8s import cli, controller
+from conftest import SMALL, Run, mlp_sweep
+from fractal_k8s import controller
 from fractal_k8s.results import schema
 from fractal_k8s.results.outcome import Environment, Outcome, State
 from fractal_k8s.results.store import Plan, Store
@@ -379,26 +378,12 @@ def test_the_parameters_of_d20_are_known_without_its_file() -> None:
 
 # --- commands ---
 
-Run = Callable[..., Result]
-
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "small.toml").write_text(
-        "name = 'small'\nmodel = 'mlp'\nresolution = [16, 16]\n"
-        "[axes.y]\nknob = 'output_lr'\nlow = 1e-2\nhigh = 1e4\n"
-        "[axes.x]\nknob = 'input_lr'\nlow = 1e-2\nhigh = 1e4\n"
-        "[training]\nwidth = 4\nsteps = 30\n"
-    )
-
-    def invoke(*arguments: str, code: int = 0) -> Result:
-        result = CliRunner().invoke(cli.main, list(arguments))
-        assert result.exit_code == code, result.output
-        assert "Traceback" not in result.output
-        return result
-
-    return invoke
+def run(run: Run, tmp_path: Path) -> Run:
+    """Runs a command in a folder that holds nothing but small.toml."""
+    (tmp_path / "small.toml").write_text(SMALL)
+    return run
 
 
 def files_under(folder: Path) -> int:

@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from conftest import mlp_raw, mlp_sweep
-from fractal_k8s import cli
+from conftest import Run, mlp_raw, mlp_sweep
 from fractal_k8s.aggregate import grid_table
 from fractal_k8s.analysis import critical, distance, early_warning, optimal
 from fractal_k8s.analysis.against import compare
@@ -760,21 +758,6 @@ def test_the_table_says_what_the_analyses_say(plane: Grid) -> None:
 
 
 # --- commands ---
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments: str, code: int = 0) -> Result:
-        result = CliRunner().invoke(cli.main, list(arguments))
-        assert result.exit_code == code, result.output
-        assert "Traceback" not in result.output
-        return result
-
-    return invoke
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import mlp_raw
+from conftest import Run, mlp_raw
 from fractal_k8s.errors import SweepError
 from fractal_k8s.models.quadratic import Quadratic, initial_weights
 from fractal_k8s.results.outcome import State
@@ -16,7 +16,6 @@ from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.load import parse_text, preset_text, resolve
 from fractal_k8s.train import open_trainer
 from fractal_k8s.train.quadratic import QuadraticTrainer
-from test_cli import Run, run  # noqa: F401  # a fixture
 
 
 def preset(name: str, *settings: str, resolution: int = 12) -> Sweep:
@@ -112,7 +111,7 @@ def test_the_null_models_measure_what_they_must(
     name: str,
     low: float,
     high: float,
-    run: Run,  # noqa: F811
+    run: Run,
 ) -> None:
     """A smooth edge is 1, and a ripple makes it clearly rougher, through the whole pipeline."""
     options = ("--preset", name, "--res", "64", "--backend", "inline", "--json")

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import mlp_raw, mlp_sweep
-from fractal_k8s import cli, controller
+from conftest import Run, mlp_raw, mlp_sweep
+from fractal_k8s import controller
 from fractal_k8s.aggregate import read_grid
 from fractal_k8s.analysis.targets import best_boxes
 from fractal_k8s.backends.inline import InlineBackend
@@ -40,8 +39,6 @@ from fractal_k8s.sweep.zoom import (
     zoom_into,
 )
 from test_backends import Silent, bits
-
-Run = Callable[..., Result]
 
 
 def axis(**changes: Any) -> dict[str, Any]:
@@ -509,18 +506,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(run: Run, trained: Path, tmp_path: Path) -> Run:
     """Runs a command in a folder that holds nothing but a copy of that store."""
-    monkeypatch.chdir(tmp_path)
     shutil.copytree(trained, tmp_path / "runs")
-
-    def invoke(*arguments: str, code: int = 0) -> Result:
-        result = CliRunner().invoke(cli.main, list(arguments))
-        assert result.exit_code == code, result.output
-        assert "Traceback" not in result.output
-        return result
-
-    return invoke
+    return run
 
 
 @pytest.fixture
