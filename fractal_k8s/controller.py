@@ -81,7 +81,7 @@ def pin(sweep: Sweep) -> Sweep:
     """
     if sweep.model != "gpt":
         return sweep  # made from its seed, not from files
-    from fractal_k8s.train.gpt import load_materials
+    from fractal_k8s.train.materials import load_materials
 
     materials = load_materials(sweep)
     return sweep.pinned(

@@ -21,7 +21,7 @@ from fractal_k8s.checkpoints.tokenizer import Tokenizer, load_tokenizer, tokeniz
 from fractal_k8s.data.conversations import read_rows, render
 from fractal_k8s.errors import CorruptError, FractalError, UsageError
 from fractal_k8s.sweep.definition import Sweep
-from fractal_k8s.train.gpt import load_materials
+from fractal_k8s.train.materials import load_materials
 
 MakeSweep = Callable[..., Sweep]
 

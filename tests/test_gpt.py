@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -16,14 +17,17 @@ import torch
 from fractal_k8s.aggregate import read_grid
 from fractal_k8s.checkpoints.files import find_checkpoint
 from fractal_k8s.checkpoints.nanochat import load_weights
+from fractal_k8s.checkpoints.save import save_checkpoint
 from fractal_k8s.models.gpt import GPT, GPTConfig, config_from_dict, rms_norm, rotary_tables
+from fractal_k8s.models.init import config_of_depth, random_weights
 from fractal_k8s.results.outcome import Outcome, State
 from fractal_k8s.results.store import Plan, Store
 from fractal_k8s.sweep.deal import Deal, Dealt
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.training import GPTTraining
-from fractal_k8s.train.gpt import GPTTrainer, load_materials
-from fractal_k8s.train.optimizers import Muon, build_optimizers, group_of, orthogonalize
+from fractal_k8s.train.gpt import GPTTrainer
+from fractal_k8s.train.materials import load_materials
+from fractal_k8s.train.optimizers import Muon, Optimizers, build_optimizers, group_of, orthogonalize
 from fractal_k8s.train.schedule import multiplier
 from fractal_k8s.worker import Worker
 
@@ -97,10 +101,12 @@ def toy_model(n_kv_head: int) -> GPT:
     return model
 
 
-def toy_batch() -> tuple[torch.Tensor, torch.Tensor]:
+def toy_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ids, places and labels"""
     b, t = torch.meshgrid(torch.arange(2), torch.arange(12), indexing="ij")
     ids, labels = (7 * b + 3 * t + 1) % 97, (5 * b + 2 * t + 3) % 97
-    return ids, torch.where(t < 8, -1, labels)
+    places = (t >= 8).flatten().nonzero().squeeze(1)
+    return ids, places, labels.flatten()[places]
 
 
 @pytest.mark.parametrize(
@@ -143,13 +149,13 @@ def test_a_toy_with_padded_vocabulary_computes_the_recorded_numbers(
     grads: dict[str, float],
 ) -> None:
     model = toy_model(n_kv_head)
-    ids, labels = toy_batch()
+    ids, places, labels = toy_batch()
     logits = model(ids)
     assert logits.shape == (2, 12, 97)
     assert logits[0, 0, :4].tolist() == pytest.approx(first, abs=2e-5)
     assert logits[1, 11, 93:].tolist() == pytest.approx(last, abs=2e-5)
     assert logits.abs().mean().item() == pytest.approx(mean, rel=1e-5)
-    value = model.loss(ids, labels)
+    value = model.loss_sum(ids, labels, places) / len(labels)
     value.backward()
     assert value.item() == pytest.approx(loss, rel=1e-5)
     for name, norm in grads.items():
@@ -168,15 +174,14 @@ def test_three_steps_of_the_toy_follow_the_recorded_losses() -> None:
         trainable_param_groups=("matrix", "embedding", "unembedding"),
     )
     optimizers = build_optimizers(dict(model.named_parameters()), training, n_embd=32)
-    ids, labels = toy_batch()
+    ids, places, labels = toy_batch()
     losses = []
-    for _ in range(3):
-        model.loss(ids, labels).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(model.loss(ids, labels).item())
-    assert losses == pytest.approx([5.828987, 5.033532, 4.057473], rel=1e-2)
+    for _ in range(4):
+        loss = model.loss_sum(ids, labels, places) / len(labels)
+        losses.append(loss.item())
+        loss.backward()
+        optimizers.step(1.0)
+    assert losses[1:] == pytest.approx([5.828987, 5.033532, 4.057473], rel=1e-2)
 
 
 def test_a_d20_has_the_parameters_of_the_published_checkpoint() -> None:
@@ -279,11 +284,34 @@ def test_attention_and_mlp_rates_reach_their_matrices(gpt_sweep: MakeSweep) -> N
     model = load_materials(gpt_sweep()).model
     training = GPTTraining(matrix_lr=0.5, attention_lr=0.25)
     parameters = dict(model.named_parameters())
-    muon = build_optimizers(parameters, training, 128)[1]
+    muon = build_optimizers(parameters, training, 128).members[1]
     assert [group["lr"] for group in muon.param_groups] == [0.25, 0.5]
-    adamw = build_optimizers(parameters, GPTTraining(optimizer="adamw"), 128)
+    adamw = build_optimizers(parameters, GPTTraining(optimizer="adamw"), 128).members
     assert len(adamw) == 1
     assert adamw[0].param_groups[0]["lr"] == 0.004 * (128 / 768) ** -0.5
+
+
+def test_random_weights_are_nanochats_initialisation(golden: Path, tmp_path: Path) -> None:
+    config = config_of_depth(3, vocab_size=700, sequence_len=64)
+    assert (config.n_embd, config.n_head, config.head_dim) == (192, 2, 96)
+    weights = random_weights(config, seed=1)
+    model = GPT.from_weights(config, weights, compute_dtype=torch.float32)
+    assert torch.equal(weights["lm_head.weight"], torch.zeros(704, 192))
+    assert weights["transformer.wte.weight"].std() == pytest.approx(1, rel=0.02)
+    fully = weights["transformer.h.1.mlp.c_fc.weight"]
+    assert fully.std() == pytest.approx(192**-0.5, rel=0.02)
+    assert model(torch.arange(9)[None]).abs().max() == 0
+    assert torch.equal(
+        random_weights(config, seed=1)["transformer.wte.weight"],
+        model.state_dict()["transformer.wte.weight"],
+    )
+    meta = {"model_config": dataclasses.asdict(config), "val_loss": 1.5}
+    save_checkpoint(tmp_path, 7, model.state_dict(), meta, golden / "tokenizer")
+    files = find_checkpoint(tmp_path)
+    assert files.step == 7
+    found = load_weights(files)
+    assert config_from_dict(found.model_config) == config
+    assert all(torch.equal(found.tensors[name], weights[name]) for name in weights)
 
 
 # --- schedule ---
@@ -380,14 +408,14 @@ def test_an_exploding_run_is_diverged_and_keeps_its_last_loss(
     gpt_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = gpt_sweep("training.tokens=1200", resolution=2)
-    honest = GPT.loss
+    honest = GPT.loss_sum
     calls: list[int] = []
 
-    def exploding(self: GPT, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def exploding(self: GPT, *arguments: Any, **options: Any) -> torch.Tensor:
         calls.append(1)
-        return honest(self, ids, labels) * (math.inf if len(calls) == 3 else 1)
+        return honest(self, *arguments, **options) * (math.inf if len(calls) == 3 else 1)
 
-    monkeypatch.setattr(GPT, "loss", exploding)
+    monkeypatch.setattr(GPT, "loss_sum", exploding)
     outcomes = train(sweep, [0, 1])
     assert outcomes[0].state is State.DIVERGED
     assert outcomes[0].steps == 2
@@ -402,16 +430,16 @@ def test_running_out_of_memory_is_a_failed_point_and_not_the_end(
 ) -> None:
     sweep = gpt_sweep(resolution=2)
     honest = train(sweep)
-    original = GPTTrainer._update
+    original = Optimizers.step
     calls: list[int] = []
 
-    def failing(self: GPTTrainer, *arguments: Any) -> None:
+    def failing(self: Optimizers, *arguments: Any) -> None:
         calls.append(1)
         if len(calls) == 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         original(self, *arguments)
 
-    monkeypatch.setattr(GPTTrainer, "_update", failing)
+    monkeypatch.setattr(Optimizers, "step", failing)
     outcomes = train(sweep)
     assert outcomes[1].state is State.FAILED
     assert outcomes[1].error == "OutOfMemoryError: CUDA out of memory"
@@ -451,5 +479,5 @@ def test_rows_wrap_around_at_the_end_of_the_file(gpt_sweep: MakeSweep) -> None:
     wrapped = trainer.batches[rows // 5]
     first = torch.tensor(trainer.batches.rows[0].ids[:-1])
     place = rows % 5 and 5 - (5 - rows % 5)
-    assert torch.equal(wrapped.ids[place, : len(first)], first)
+    assert torch.equal(wrapped.parts[0].ids[place, : len(first)], first)
     assert trainer.batches[rows] is trainer.batches[0]

@@ -146,7 +146,8 @@ def test_the_schema_has_every_column_of_the_design(sweep: Sweep) -> None:
     expected = (
         "sweep i j output_lr input_lr state first_loss last_mean_loss ratio final_loss mean_loss "
         "steps tokens_seen supervised_tokens seconds tokens_per_s run_seed data_hash error losses "
-        "numerics_class gpu node pod image git_commit versions time"
+        "numerics_class fingerprint gpu node pod image git_commit versions time "
+        "probe_before probe_after peak_bytes"
     )
     assert set(schema.outcome_schema(sweep).names) == set(expected.split())
 

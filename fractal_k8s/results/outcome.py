@@ -52,10 +52,15 @@ class Outcome:
     ratio: float = float("nan")
     final_loss: float = float("nan")
     mean_loss: float = float("nan")
+    # mean loss over the probe rows, before the first and after the last update; NaN = not measured
+    probe_before: float = float("nan")
+    probe_after: float = float("nan")
     tokens_seen: int = 0
     supervised_tokens: int = 0
     # wall time of this point's training; in a batch, its share of the batch's time
     seconds: float = 0.0
+    # most memory that the worker held while it trained the point: of its GPU, else of its process
+    peak_bytes: int | None = None
     # sha256 over the data in the order the run saw it
     data_hash: str = ""
     error: str | None = None
@@ -89,6 +94,8 @@ class Environment:
 
     # everything that decides the bits: device, library versions, dtype, batching
     numerics_class: str
+    # JSON text: everything that is known to decide the bits, part by part
+    fingerprint: str | None = None
     gpu: str | None = None
     node: str | None = None
     pod: str | None = None

@@ -56,14 +56,26 @@ def outcome_schema(sweep: Sweep) -> pa.Schema:
             pa.field(name, pa.int64())
             for name in ("steps", "tokens_seen", "supervised_tokens", "run_seed")
         ),
+        pa.field("probe_before", pa.float64()),
+        pa.field("probe_after", pa.float64()),
         pa.field("seconds", pa.float64()),
         pa.field("tokens_per_s", pa.float64()),
+        pa.field("peak_bytes", pa.int64()),
         pa.field("data_hash", _LABEL),
         pa.field("error", pa.string()),
         pa.field("losses", pa.list_(pa.float32())),
         *(
             pa.field(name, _LABEL)
-            for name in ("numerics_class", "gpu", "node", "pod", "image", "git_commit", "versions")
+            for name in (
+                "numerics_class",
+                "fingerprint",
+                "gpu",
+                "node",
+                "pod",
+                "image",
+                "git_commit",
+                "versions",
+            )
         ),
         pa.field("time", pa.timestamp("ms", tz="UTC")),
     ]

@@ -83,6 +83,9 @@ class GPTTraining(Spec):
     tokens: PositiveInt = 250_000
     # rows per step, and ids per row (a row is cut to this length)
     batch_size: PositiveInt = 48
+    # rows that go through the model together; the gradients of a step's parts are added up, so that
+    # the step is that of the whole batch. None = the whole batch at once
+    device_batch_size: PositiveInt | None = None
     max_seq_len: PositiveInt = Field(default=1024, ge=2)
     # what `tokens` counts: every position of the batch, or the labels of the first batch only
     # (as the public fractal-llm code does)
@@ -112,8 +115,12 @@ class GPTTraining(Spec):
     clip_norm: PositiveFloat | None = None
     # rows in the order of the file, or shuffled by the run's seed
     data_order: Literal["file", "shuffled"] = "file"
+    # share of a label's probability that is spread over the vocabulary in the loss
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     # dtype of activations and matrix products; weights and optimizer state are float32
     dtype: Literal["float32", "bfloat16"] = "float32"
+    # compute a layer's activations again in the backward pass instead of keeping them
+    gradient_checkpointing: bool = False
 
     @property
     def rate_dtype(self) -> str:

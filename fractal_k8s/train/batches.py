@@ -1,25 +1,41 @@
-"""Rows into batches: which rows, cut and padded how. A function of the data and the step alone."""
+"""Rows into batches: which rows, laid out how. A function of the data and the step alone."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fractal_k8s.data.conversations import Row
+from fractal_k8s.models.attention import Layout, Padded
 from fractal_k8s.models.gpt import IGNORED_LABEL
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Inputs and labels, both (B, T) int64; labels are -1 where nothing is trained."""
+class MicroBatch:
+    """Rows that go through the model together; the arguments of `GPT.loss_sum`."""
 
+    # (B, T), int64
     ids: Tensor
+    # what to predict, int64: at every position, (B * T,), -1 = nothing; or at `places`, (N,)
     labels: Tensor
-    # positions that are not padding, and labels that are trained
+    # indices into the flattened B * T, (N,), int64; None = every position
+    places: Tensor | None
+    layout: Layout
+    # how many labels are not -1
+    num_labels: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one step, in one or several parts whose gradients are added up."""
+
+    parts: tuple[MicroBatch, ...]
+    # positions that are not padding, and labels that are trained, over all parts
     num_tokens: int
     num_labels: int
     # sha256 of the rows, bytes
@@ -29,13 +45,25 @@ class Batch:
 class Batches:
     """Batch k holds rows k * size ... of the file, wrapped around at its end.
 
-    A batch is padded on the right to its longest row with `<|assistant_end|>`; attention is causal
-    and padding has no label, so padding changes no loss.
+    Rows are padded on the right to the longest of their part with `<|assistant_end|>`.
+
+    Args:
+        size: rows of a step.
+        part_size: rows that go through the model together; must divide `size`.
     """
 
-    def __init__(self, rows: list[Row], size: int, pad_id: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        size: int,
+        pad_id: int,
+        device: torch.device,
+        *,
+        part_size: int | None = None,
+    ) -> None:
         self.rows = rows
         self.size = size
+        self.part_size = part_size or size
         self.pad_id = pad_id
         self.device = device
         self.period = len(rows) // math.gcd(len(rows), size)
@@ -50,23 +78,15 @@ class Batches:
         return self._made[key]
 
     def _collate(self, rows: list[Row]) -> Batch:
-        width = max(len(row.ids) for row in rows) - 1
-        ids = torch.full((len(rows), width), self.pad_id, dtype=torch.int64)
-        labels = torch.full((len(rows), width), IGNORED_LABEL, dtype=torch.int64)
-        digest = hashlib.sha256()
-        for number, row in enumerate(rows):
-            length = len(row.ids) - 1
-            tokens = torch.tensor(row.ids, dtype=torch.int64)
-            mask = torch.tensor(row.trained[1:])
-            ids[number, :length] = tokens[:-1]
-            labels[number, :length] = torch.where(mask, tokens[1:], IGNORED_LABEL)
-            digest.update(tokens.numpy().tobytes() + mask.numpy().tobytes())
+        parts = tuple(
+            pad(rows[start : start + self.part_size], self.pad_id, self.device)
+            for start in range(0, len(rows), self.part_size)
+        )
         return Batch(
-            ids.to(self.device),
-            labels.to(self.device),
+            parts,
             num_tokens=sum(len(row.ids) - 1 for row in rows),
-            num_labels=int((labels != IGNORED_LABEL).sum()),
-            digest=digest.digest(),
+            num_labels=sum(part.num_labels for part in parts),
+            digest=digest_of(rows),
         )
 
     def data_hash(self, steps: int) -> str:
@@ -75,3 +95,31 @@ class Batches:
         for step in range(steps):
             total.update(self[step].digest)
         return total.hexdigest()
+
+
+def digest_of(rows: Sequence[Row]) -> bytes:
+    """sha256 over the ids of rows and what of them is trained, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(torch.tensor(row.ids, dtype=torch.int64).numpy().tobytes())
+        digest.update(torch.tensor(row.trained[1:]).numpy().tobytes())
+    return digest.digest()
+
+
+def pad(rows: Sequence[Row], pad_id: int, device: torch.device) -> MicroBatch:
+    """Rows side by side with a label or -1 at every position, as nanochat lays them out.
+
+    Inputs and labels are shifted by one: position t predicts id t + 1.
+    """
+    width = max(len(row.ids) for row in rows) - 1
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    labels = torch.full((len(rows), width), IGNORED_LABEL, dtype=torch.int64)
+    for number, row in enumerate(rows):
+        length = len(row.ids) - 1
+        tokens = torch.tensor(row.ids, dtype=torch.int64)
+        ids[number, :length] = tokens[:-1]
+        labels[number, :length] = torch.where(
+            torch.tensor(row.trained[1:]), tokens[1:], IGNORED_LABEL
+        )
+    count = int((labels != IGNORED_LABEL).sum())
+    return MicroBatch(ids.to(device), labels.flatten().to(device), None, Padded(), count)

@@ -11,128 +11,25 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fractal_k8s.checkpoints.files import CheckpointFiles, find_checkpoint
-from fractal_k8s.checkpoints.nanochat import load_weights
-from fractal_k8s.checkpoints.tokenizer import Tokenizer, load_tokenizer
-from fractal_k8s.data.conversations import Rows, file_digest, read_rows
-from fractal_k8s.errors import CorruptError, UsageError
-from fractal_k8s.models.gpt import GPT, config_from_dict
 from fractal_k8s.results.outcome import Outcome, State, failure, loss_facts, storable
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.points import Point
 from fractal_k8s.sweep.training import GPTTraining
 from fractal_k8s.train import Beat, no_beat
-from fractal_k8s.train.batches import Batches
+from fractal_k8s.train.batches import Batch, Batches
 from fractal_k8s.train.determinism import make_deterministic
 from fractal_k8s.train.environment import describe, training_device
+from fractal_k8s.train.materials import gpt_training, load_materials
 from fractal_k8s.train.optimizers import build_optimizers, is_trained
 from fractal_k8s.train.schedule import multiplier
 
 _ORDER_STREAM: Final = 4
-
-
-@dataclass(frozen=True)
-class Materials:
-    """What a sweep trains with, loaded, and checked against each other."""
-
-    files: CheckpointFiles
-    model: GPT
-    tokenizer: Tokenizer
-    rows: Rows
-    checkpoint_digest: str
-    dataset_digest: str
-
-
-def load_materials(sweep: Sweep) -> Materials:
-    """Finds, loads and checks the checkpoint and the data of a sweep.
-
-    Raises:
-        UsageError: something is missing, or tokenizer and weights do not fit together.
-        CorruptError: something is damaged, or is not what the sweep was launched with.
-    """
-    training = _training(sweep)
-    files = find_checkpoint(_checkpoint_folder(sweep))
-    data = _dataset_file(sweep)
-    digest = files.digest()
-    _check_digest("checkpoint", files.model, sweep.spec.checkpoint_digest, digest)
-    weights = load_weights(files)
-    try:
-        config = config_from_dict(weights.model_config)
-    except ValueError as error:
-        raise CorruptError(
-            f"{files.meta}: model_config {error}; this release reads nanochat 8f979a8's"
-        ) from None
-    try:
-        model = GPT.from_weights(
-            config, _masters(weights.tensors, files), compute_dtype=getattr(torch, training.dtype)
-        )
-    except ValueError as error:
-        raise CorruptError(f"{files.model}: does not fit {files.meta.name}: {error}") from None
-    tokenizer = load_tokenizer(files.tokenizer.parent)
-    if tokenizer.vocab_size != config.vocab_size:
-        raise CorruptError(
-            f"{files.tokenizer}: has {tokenizer.vocab_size:,} tokens, the weights in {files.model} "
-            f"have {config.vocab_size:,}; use the tokenizer that was trained with them"
-        )
-    if training.max_seq_len > config.max_positions:
-        raise UsageError(
-            f"training.max_seq_len {training.max_seq_len} is more than the checkpoint's "
-            f"{config.max_positions} positions"
-        )
-    rows = read_rows(data, tokenizer, training.max_seq_len)
-    data_digest = file_digest(data)
-    _check_digest("data set", data, sweep.spec.dataset_digest, data_digest)
-    return Materials(files, model, tokenizer, rows, digest, data_digest)
-
-
-def _training(sweep: Sweep) -> GPTTraining:
-    assert isinstance(sweep.training, GPTTraining)  # a gpt sweep has a gpt config
-    return sweep.training
-
-
-def _checkpoint_folder(sweep: Sweep) -> Path:
-    reference = sweep.spec.checkpoint
-    if reference is None:
-        raise UsageError(f"{sweep.name} needs weights: give --checkpoint FOLDER")
-    return Path(reference).expanduser()
-
-
-def _dataset_file(sweep: Sweep) -> Path:
-    kind, _, file = sweep.spec.dataset.partition(":")
-    if kind != "conversations":
-        raise UsageError(
-            f"data set {sweep.spec.dataset!r} cannot be read by this release; "
-            "give --dataset conversations:FILE.jsonl or conversations:FILE.parquet"
-        )
-    if not file:
-        raise UsageError(f"{sweep.name} needs data: give --dataset conversations:FILE")
-    return Path(file).expanduser()
-
-
-def _check_digest(what: str, path: Path, expected: str | None, found: str) -> None:
-    if expected is not None and expected != found:
-        raise CorruptError(
-            f"{what} {path}: its sha256 is {found[:12]}..., the sweep was launched with "
-            f"{expected[:12]}...; give the original files, or launch a new sweep"
-        )
-
-
-def _masters(tensors: dict[str, Tensor], files: CheckpointFiles) -> dict[str, Tensor]:
-    """The weights in float32, whatever the file has: small updates must not be rounded away."""
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise CorruptError(f"{files.model}: {name} holds {tensor.dtype}, not weights")
-        if not bool(tensor.isfinite().all()):
-            raise CorruptError(f"{files.model}: {name} holds values that are not finite")
-    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 class GPTTrainer:
@@ -141,7 +38,7 @@ class GPTTrainer:
     def __init__(self, sweep: Sweep, device: torch.device | None = None) -> None:
         make_deterministic()
         self.sweep = sweep
-        self.training = _training(sweep)
+        self.training = gpt_training(sweep)
         self.device = device or training_device()
         materials = load_materials(sweep)
         self.model = materials.model.to(self.device)
@@ -176,7 +73,14 @@ class GPTTrainer:
         if self.training.data_order == "shuffled":
             order = np.random.RandomState([seed, _ORDER_STREAM]).permutation(len(rows))
             rows = [rows[k] for k in order]
-        return Batches(rows, self.training.batch_size, self._pad_id, self.device)
+        training = self.training
+        return Batches(
+            rows,
+            training.batch_size,
+            self._pad_id,
+            self.device,
+            part_size=training.device_batch_size,
+        )
 
     def _take_order(self, seed: int) -> None:
         """Makes `batches` those of a run's seed; seeds differ between points only if asked to."""
@@ -205,27 +109,28 @@ class GPTTrainer:
         optimizers = build_optimizers(self.parameters, training, self.model.config.n_embd)
         losses: list[float] = []
         for step in range(steps):
-            batch = self.batches[step]
-            loss = self.model.loss(batch.ids, batch.labels)
-            losses.append(float(loss.detach()))
+            losses.append(float(self._gradients(self.batches[step], training)))
             beat()
             if not math.isfinite(losses[-1]):
                 break
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._update(optimizers, training, multiplier(training, step, steps))
+            optimizers.step(multiplier(training, step, steps))
         return self._outcome(point, np.array(losses), time.perf_counter() - began)
 
-    def _update(
-        self, optimizers: list[torch.optim.Optimizer], training: GPTTraining, factor: float
-    ) -> None:
-        if training.clip_norm is not None:
-            trained = [self.parameters[name] for name in self._pristine]
-            nn.utils.clip_grad_norm_(trained, training.clip_norm)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+    def _gradients(self, batch: Batch, training: GPTTraining) -> Tensor:
+        """The mean loss over the batch's labels; adds its gradient to the parameters'."""
+        total = torch.zeros((), device=self.device)
+        for part in batch.parts:
+            loss = self.model.loss_sum(
+                part.ids,
+                part.labels,
+                part.places,
+                part.layout,
+                label_smoothing=training.label_smoothing,
+            )
+            mean = loss / batch.num_labels
+            mean.backward()  # type: ignore[no-untyped-call]
+            total += mean.detach()
+        return total
 
     def _outcome(
         self, point: Point, losses: np.ndarray[tuple[int], np.dtype[np.float64]], seconds: float

@@ -90,9 +90,46 @@ class Muon(torch.optim.Optimizer):
         weight.add_(orthogonalize(ahead), alpha=-lr * stretch)
 
 
+class Optimizers:
+    """Everything that updates a run's weights, under one multiplier of all learning rates.
+
+    Args:
+        members: AdamW and Muon, as far as each has parameters; every group of theirs has its full
+            rate as `initial_lr`.
+        clip_norm: largest norm of all gradients together; None = no clipping.
+    """
+
+    def __init__(self, members: list[torch.optim.Optimizer], clip_norm: float | None) -> None:
+        self.members = members
+        self.clip_norm = clip_norm
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        groups = (group for member in self.members for group in member.param_groups)
+        return [parameter for group in groups for parameter in group["params"]]
+
+    def step(self, multiplier: float) -> None:
+        """One update at `multiplier` times the full rates; the gradients are gone afterwards."""
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        for member in self.members:
+            for group in member.param_groups:
+                group["lr"] = group["initial_lr"] * multiplier
+            member.step()
+            member.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """What a resumed run needs, as nanochat keeps it: a state for each member."""
+        return [member.state_dict() for member in self.members]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for member, state in zip(self.members, states, strict=True):
+            member.load_state_dict(state)
+
+
 def build_optimizers(
     parameters: Mapping[str, nn.Parameter], training: GPTTraining, n_embd: int
-) -> list[torch.optim.Optimizer]:
+) -> Optimizers:
     """Fresh optimizers for the trained groups; each group keeps its full rate as `initial_lr`.
 
     The AdamW rates of embedding and unembedding are scaled by (n_embd / 768) ** -0.5; a matrix's
@@ -128,4 +165,4 @@ def build_optimizers(
         )
     if made["muon"]:
         optimizers.append(Muon(made["muon"]))
-    return optimizers
+    return Optimizers(optimizers, clip_norm=training.clip_norm)

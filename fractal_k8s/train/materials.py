@@ -1,0 +1,114 @@
+"""What a GPT sweep trains with: weights, tokenizer and rows, found, loaded and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fractal_k8s.checkpoints.files import CheckpointFiles, find_checkpoint
+from fractal_k8s.checkpoints.nanochat import load_weights
+from fractal_k8s.checkpoints.tokenizer import Tokenizer, load_tokenizer
+from fractal_k8s.data.conversations import Rows, file_digest, read_rows
+from fractal_k8s.errors import CorruptError, UsageError
+from fractal_k8s.models.gpt import GPT, config_from_dict
+from fractal_k8s.sweep.definition import Sweep
+from fractal_k8s.sweep.training import GPTTraining
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a sweep trains with, loaded, and checked against each other."""
+
+    files: CheckpointFiles
+    model: GPT
+    tokenizer: Tokenizer
+    rows: Rows
+    checkpoint_digest: str
+    dataset_digest: str
+
+
+def load_materials(sweep: Sweep) -> Materials:
+    """Finds, loads and checks the checkpoint and the data of a sweep.
+
+    Raises:
+        UsageError: something is missing, or tokenizer and weights do not fit together.
+        CorruptError: something is damaged, or is not what the sweep was launched with.
+    """
+    training = gpt_training(sweep)
+    files = find_checkpoint(_checkpoint_folder(sweep))
+    data = _dataset_file(sweep)
+    digest = files.digest()
+    _check_digest("checkpoint", files.model, sweep.spec.checkpoint_digest, digest)
+    weights = load_weights(files)
+    try:
+        config = config_from_dict(weights.model_config)
+    except ValueError as error:
+        raise CorruptError(
+            f"{files.meta}: model_config {error}; this release reads nanochat 8f979a8's"
+        ) from None
+    try:
+        model = GPT.from_weights(
+            config, _masters(weights.tensors, files), compute_dtype=getattr(torch, training.dtype)
+        )
+    except ValueError as error:
+        raise CorruptError(f"{files.model}: does not fit {files.meta.name}: {error}") from None
+    tokenizer = load_tokenizer(files.tokenizer.parent)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise CorruptError(
+            f"{files.tokenizer}: has {tokenizer.vocab_size:,} tokens, the weights in {files.model} "
+            f"have {config.vocab_size:,}; use the tokenizer that was trained with them"
+        )
+    if training.max_seq_len > config.max_positions:
+        raise UsageError(
+            f"training.max_seq_len {training.max_seq_len} is more than the checkpoint's "
+            f"{config.max_positions} positions"
+        )
+    rows = read_rows(data, tokenizer, training.max_seq_len)
+    data_digest = file_digest(data)
+    _check_digest("data set", data, sweep.spec.dataset_digest, data_digest)
+    return Materials(files, model, tokenizer, rows, digest, data_digest)
+
+
+def gpt_training(sweep: Sweep) -> GPTTraining:
+    assert isinstance(sweep.training, GPTTraining)  # a gpt sweep has a gpt config
+    return sweep.training
+
+
+def _checkpoint_folder(sweep: Sweep) -> Path:
+    reference = sweep.spec.checkpoint
+    if reference is None:
+        raise UsageError(f"{sweep.name} needs weights: give --checkpoint FOLDER")
+    return Path(reference).expanduser()
+
+
+def _dataset_file(sweep: Sweep) -> Path:
+    kind, _, file = sweep.spec.dataset.partition(":")
+    if kind != "conversations":
+        raise UsageError(
+            f"data set {sweep.spec.dataset!r} cannot be read by this release; "
+            "give --dataset conversations:FILE.jsonl or conversations:FILE.parquet"
+        )
+    if not file:
+        raise UsageError(f"{sweep.name} needs data: give --dataset conversations:FILE")
+    return Path(file).expanduser()
+
+
+def _check_digest(what: str, path: Path, expected: str | None, found: str) -> None:
+    if expected is not None and expected != found:
+        raise CorruptError(
+            f"{what} {path}: its sha256 is {found[:12]}..., the sweep was launched with "
+            f"{expected[:12]}...; give the original files, or launch a new sweep"
+        )
+
+
+def _masters(tensors: dict[str, Tensor], files: CheckpointFiles) -> dict[str, Tensor]:
+    """The weights in float32, whatever the file has: small updates must not be rounded away."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise CorruptError(f"{files.model}: {name} holds {tensor.dtype}, not weights")
+        if not bool(tensor.isfinite().all()):
+            raise CorruptError(f"{files.model}: {name} holds values that are not finite")
+    return {name: tensor.float() for name, tensor in tensors.items()}
