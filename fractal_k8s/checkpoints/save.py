@@ -1,4 +1,4 @@
-"""Writes checkpoints in nanochat's own layout (karpathy/nanochat at 8f979a8, checkpoint_manager)."""
+"""Writes checkpoints in nanochat's layout (karpathy/nanochat at 8f979a8, checkpoint_manager)."""
 
 from __future__ import annotations
 
