@@ -120,7 +120,8 @@ def test_status_list_and_logs_of_a_sweep(run: Run, small: str) -> None:
     assert facts["running"] is False
     assert run("status", small, "--watch").output.startswith(small)
     assert re.search(rf"{small} +16 x 16 +complete +256 points", run("list").output)
-    assert json.loads(run("list", "--json").stdout)[0]["known"] == 256
+    listed = json.loads(run("list", "--json").stdout)[0]
+    assert (listed["known"], listed["kind"]) == (256, "map")
     line = run("logs", small, "--point", "3,7").output
     assert re.search(r"\(  3,  7\)  output_lr=\S+ +input_lr=\S+ +steps 30", line)
     assert line.splitlines()[1].startswith("losses ")

@@ -178,12 +178,16 @@ def test_a_pilot_answers_before_the_map_and_is_shown_beside_it(run: Run, tmp_pat
     for option in (("--against", "ripple-pilot"), ("--csv", "x.csv")):
         assert "scattered and not a map" in run("analyze", "ripple-pilot", *option, code=2).output
     assert "it has no page" in run("report", "ripple-pilot", "--open", code=2).output
+    movie = ("report", "ripple-pilot", "--movie", "x.gif")
+    assert "is no map but points of one" in run(*movie, code=2).output
     assert "are scattered and not a map" in run("controls", "ripple-pilot", code=2).output
     run(*options)
     told = json.loads(run("analyze", "ripple", "--json").stdout)["analyses"]["pilot"]
     assert told["sweep"] == summary["sweep"]
     assert told["verdict"] == "fractal"
-    assert "ripple-pilot" in run("list").output
+    listed = {row["sweep"]: row["kind"] for row in json.loads(run("list", "--json").stdout)}
+    assert sorted(listed.values()) == ["map", "pairs"]
+    assert listed[summary["sweep"]] == "pairs"
 
 
 def test_a_pilot_that_cannot_be_drawn_leaves_nothing_behind(run: Run, tmp_path: Path) -> None:

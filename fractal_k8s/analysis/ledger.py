@@ -19,6 +19,8 @@ from fractal_k8s.results.grid import Grid
 from fractal_k8s.sweep.deal import representatives
 
 TITLE: Final = "Ledger"
+# Below this the start of the processes decides, which no forecast knows.
+_COMPARABLE_S: Final = 1.0
 _COMPARED: Final = ("training_seconds", "worker_seconds", "wall_seconds", "cost_usd")
 
 
@@ -102,8 +104,12 @@ def _cost(seconds: float | None, price: float | None) -> float | None:
 
 
 def _ratios(actual: Mapping[str, Any], predicted: Mapping[str, Any]) -> dict[str, float | None]:
+    """actual / predicted; None where either is unknown, or both are too short to say anything."""
+    long = max(actual["worker_seconds"] or 0.0, predicted["worker_seconds"]) >= _COMPARABLE_S
     return {
-        key: actual[key] / predicted[key] if actual[key] is not None and predicted[key] else None
+        key: actual[key] / predicted[key]
+        if long and actual[key] is not None and predicted[key]
+        else None
         for key in _COMPARED
     }
 

@@ -35,7 +35,7 @@ def command(store_uri: str, as_json: bool) -> None:
         size = "{} x {}".format(*row["resolution"])
         click.echo(
             f"{row['sweep']:<{width}}  {size:>11}  {row['state']:<11} {row['known']:>9,} points  "
-            f"{row['y']} x {row['x']}  {dimension}".rstrip()
+            f"{row['y']} x {row['x']}  {row['kind']:<8}  {dimension}".rstrip()
         )
 
 
@@ -51,10 +51,14 @@ def _row(store: Store, sweep_id: str) -> dict[str, Any]:
     except FractalError as error:
         return {"sweep": sweep_id, "state": "unreadable", "problem": str(error)}
     sweep = plan.sweep
+    scatter, origin = sweep.spec.scatter, sweep.spec.origin
+    kind = scatter.kind if scatter else "zoom" if origin else "map"
     running = is_locked(folder)
     state = "complete" if known == sweep.num_points else "running" if running else "partial"
     return {
         "sweep": sweep_id,
+        # map; zoom: a map cut out of another; pairs: a pilot; cells: points of controls
+        "kind": kind,
         "resolution": [sweep.rows, sweep.columns],
         "y": sweep.y_knob.name,
         "x": sweep.x_knob.name,

@@ -75,8 +75,10 @@ def family_levels(folder: SweepStore, plan: Plan, *, allow_mixed: bool = False) 
     For a sweep that is a root itself: down to its deepest zoom.
 
     Raises:
-        UsageError: the sweep has no zooms.
+        UsageError: the sweep has no zooms, or is no map.
     """
+    if plan.sweep.is_scattered:
+        raise UsageError(f"{plan.sweep.id} is no map but points of one; give the id of a map")
     families = lineage.read_families(folder.files)
     origin = plan.sweep.spec.origin
     line = lineage.ancestors(families, plan.sweep.id, origin.parent if origin else None)

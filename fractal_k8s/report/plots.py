@@ -56,7 +56,7 @@ def dimension_plot(fit: Fit) -> str:
         *_frame(local, "local slope", [(v, f"{v:g}") for v in (1.0, 1.5, 2.0) if v < local.y[1]]),
         *_slopes(local, fit),
         *_size_labels(local, fit.sizes),
-        _text(_LEFT, 14, f"{fit.title}   raw slope {fit.slope:.3f}", "plot-title"),
+        _text(_LEFT, 14, f"{fit.title}; slope of boxes {fit.slope:.3f}", "plot-title"),
     ]
     label = html.escape(f"Boxes against box side: {fit.title}")
     return (
