@@ -179,7 +179,9 @@ def grid_table(grid: Grid) -> pa.Table:
         for part in table.schema
     ]
     table = table.cast(pa.schema(plain, metadata=table.schema.metadata)).combine_chunks()
-    distance = signed_distance(grid.trainable, grid.known)
+    distance = None  # scattered points have no neighbours
+    if not grid.sweep.is_scattered:
+        distance = signed_distance(grid.trainable, grid.known)
     cells = None if distance is None else distance.ravel()[index]
     return (
         table.append_column("verdict", names)

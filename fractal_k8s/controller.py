@@ -20,7 +20,7 @@ from fractal_k8s.backends.local import LocalBackend
 from fractal_k8s.errors import IncompleteError, RetryError, StoreError, UsageError
 from fractal_k8s.results.files import LocalFiles
 from fractal_k8s.results.grid import Grid
-from fractal_k8s.results.ledger import NOTE, predict, record_launch
+from fractal_k8s.results.ledger import NOTE, for_share, predict, record_launch
 from fractal_k8s.results.lock import SweepLock
 from fractal_k8s.results.reuse import adopt_outcomes
 from fractal_k8s.results.store import Plan, Store, SweepStore
@@ -109,11 +109,13 @@ def prepare(
     grid = read_grid(folder, Plan(sweep, Deal()), allow_mixed=allow_mixed)
     missing = ~grid.known.ravel()
     _check_space(store, sweep, int(missing.sum()))
-    experiments = np.unique(Dealt(sweep, Deal()).representatives[missing]).size
-    missing_experiments = int(experiments)
-    return Launch(
-        folder, sweep, workers, points_per_shard, allow_mixed, missing_experiments, reuse=reuse
-    )
+    left = _experiments(sweep, missing)
+    return Launch(folder, sweep, workers, points_per_shard, allow_mixed, left, reuse=reuse)
+
+
+def _experiments(sweep: Sweep, points: npt.NDArray[np.bool_]) -> int:
+    """How many different experiments some points are."""
+    return int(np.unique(representatives(sweep)[points.ravel()]).size)
 
 
 def foretell(launch: Launch, store: Store, price_per_hour: float | None) -> Launch:
@@ -129,7 +131,7 @@ def deal_missing(launch: Launch, grid: Grid) -> Deal:
     """The shards of what a grid lacks; of everything if it lacks everything."""
     dealt = Dealt(launch.sweep, Deal())
     missing = ~grid.known.ravel()
-    count = np.unique(dealt.representatives[missing]).size
+    count = _experiments(launch.sweep, missing)
     size = launch.points_per_shard or max(1, -(-count // launch.workers))
     partial = count < dealt.num_distinct
     return Deal(points_per_shard=size, only=dealt.only_missing(missing) if partial else None)
@@ -173,14 +175,17 @@ def train(
             folder.files.remove_leftovers(folder.key())
         # read again under the lock: what another launch has finished meanwhile is not trained twice
         grid = read_grid(folder, launch.plan, allow_mixed=launch.allow_mixed)
+        share = 1.0
         if launch.reuse and adopt_outcomes(folder, launch.plan, ~grid.known):
+            before = _experiments(sweep, ~grid.known)
             grid = read_grid(folder, launch.plan, allow_mixed=launch.allow_mixed)
+            share = _experiments(sweep, ~grid.known) / before
         plan = Plan(sweep, deal_missing(launch, grid))
         inherited = () if lock.handle is None else (lock.handle,)
         work = Work(folder, plan, allow_mixed=launch.allow_mixed, inherited=inherited)
         record_launch(
             folder,
-            launch.prediction,
+            for_share(launch.prediction, share),
             workers=launch.workers,
             shards=work.num_shards,
             price_per_hour=launch.price_per_hour,

@@ -12,7 +12,7 @@ import pytest
 
 import edges
 from fractal_k8s.analysis.boundary import find_edge, published_boundary
-from fractal_k8s.analysis.box_dimension import aligned, published, scaling_range, windows
+from fractal_k8s.analysis.box_dimension import METHODS, aligned, published, scaling_range, windows
 from fractal_k8s.analysis.dimension import measure_dimension
 from fractal_k8s.analysis.measure import measure_of, rank_colours
 from fractal_k8s.results.outcome import loss_facts
@@ -168,6 +168,15 @@ def test_the_published_method_finds_the_frame_and_ours_does_not(
     assert found.dimension == pytest.approx(dimension, abs=5e-4)
     ours = measured(labels)["dimension"]
     assert ours is None or ours == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("method", ["published", "aligned"])
+def test_methods_that_count_every_cell_refuse_a_map_with_holes(method: str) -> None:
+    known = np.ones((64, 64), dtype=bool)
+    known[20:30, 7:9] = False
+    found = METHODS[method](known, known)
+    assert found.dimension is None
+    assert found.refused == "the method counts every cell, and the map has holes"
 
 
 def test_the_frame_is_never_an_edge() -> None:

@@ -77,6 +77,12 @@ def test_a_map_without_edge_has_no_edge_sample_and_holes_are_not_sampled(tmp_pat
     assert set(range(20)) - set(sample["random"]) == {3, 11}
 
 
+def test_no_cell_is_in_two_groups(tmp_path: Path) -> None:
+    sample = sample_cells(grid_with(plane(), LEFT, tmp_path), 10)
+    assert len(sample["random"]) == 10
+    assert not set(sample["edge"]) & set(sample["random"])
+
+
 # --- what is counted ---
 
 
@@ -176,6 +182,15 @@ def test_controls_of_a_map(run: Run, small: str, tmp_path: Path) -> None:
     assert "trainable" not in summary["analyses"]["controls"]["replicas"]
     # the name still means the map
     assert json.loads(run("analyze", "small", "--json").stdout)["sweep"] == small
+
+
+def test_another_verdict_rule_does_not_use_what_was_counted_under_the_own_one(
+    run: Run, small: str
+) -> None:
+    run("controls", small, "--sample", "4", "--seeds", "0", "--backend", "inline")
+    assert json.loads(run("analyze", small, "--json").stdout)["analyses"]["controls"]
+    other = run("analyze", small, "--set", "verdict.threshold=0.5", "--json").stdout
+    assert json.loads(other)["analyses"].get("controls") is None
 
 
 def test_a_run_that_does_something_else_the_second_time_is_a_failure(

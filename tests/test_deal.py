@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import mlp_sweep
-from fractal_k8s.errors import UsageError
+from fractal_k8s.errors import SweepError, UsageError
 from fractal_k8s.sweep.deal import (
     Deal,
     Dealt,
@@ -109,6 +109,9 @@ def test_warmup_fractions_that_round_to_the_same_steps_are_one_experiment() -> N
 
 def test_a_seed_per_point_shares_nothing() -> None:
     raw = {**token_sweep(4, 100).to_dict(), "seed_policy": "per-point"}
+    with pytest.raises(SweepError, match="change nothing while"):
+        Sweep.parse(raw)
+    raw["training"]["data_order"] = "shuffled"
     assert Dealt(Sweep.parse(raw), Deal()).num_distinct == 400
 
 

@@ -376,6 +376,11 @@ OPTIMAL = {"refused": None, "held_out": {"within": 1.0, "tried": 4}}
             ["passed", "passed", "not judged"],
             id="no law",
         ),
+        pytest.param(
+            {"boundary_pixels": 0, "dimension": None, "coverage": 0.4, "refused": "no edge"},
+            ["not judged", "not judged"],
+            id="holes hide the edge",
+        ),
     ],
 )
 def test_the_research_plan_s_criteria(changes: dict[str, Any], judgements: list[str]) -> None:

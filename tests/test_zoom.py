@@ -341,12 +341,31 @@ def test_a_zoom_takes_over_what_its_family_has_and_training_gives_the_same_bits(
     assert original is not None
     for column in ("time", "seconds", "numerics_class", "node", "losses"):
         assert str(copied[column]) == str(original[column])
-    assert copied["sweep"] == child.id
+    assert copied["sweep"] == root.id  # which trained it
     lines = folder.read_logs()
     assert len(lines) == 81  # one each: nothing was trained twice
     assert sum(line.get("copied_from") == root.id for line in lines) == 25
     attempts = read_attempts(folder, child, folder.outcome_entries())
     assert sum(len(timed.made) for _, timed in attempts) == 56  # copies took no time here
+
+
+def test_points_that_share_a_copied_experiment_are_not_trained_again(
+    gpt_sweep: Callable[..., Sweep], store: Store
+) -> None:
+    """On an axis of tokens many points are one experiment; the family has trained some of them."""
+    axes = {
+        "y": {"knob": "matrix_lr", "low": 1e-3, "high": 1e-1},
+        "x": {"knob": "tokens", "low": 200, "high": 800},
+    }
+    root = train(gpt_sweep(resolution=(2, 5), axes=axes), store).sweep
+    child = zoom_into(root, Box.of(0, 1, 0, 4), resolution=(2, 9))
+    grid = train(child, store)
+    lines = store.sweep(child.id).read_logs()
+    assert grid.coverage == 1
+    assert len(lines) == 18
+    assert all(line.get("copied_from") == root.id for line in lines)
+    values = {(row["i"], row["j"]): row["tokens"] for row in grid.table.to_pylist()}
+    assert values == {(p.i, p.j): p.x for p in map(child.point, range(18))}
 
 
 def test_siblings_and_descendants_give_too_and_nothing_is_left_to_train(store: Store) -> None:

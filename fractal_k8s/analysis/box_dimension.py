@@ -90,6 +90,9 @@ class BoxDimension:
         }
 
 
+_HOLES: Final = "the method counts every cell, and the map has holes"
+
+
 def windows(labels: Mask, known: Mask | None = None) -> BoxDimension:
     """Slope of the edge's box counts from boxes at every offset; the default method.
 
@@ -122,6 +125,8 @@ def published(labels: Mask, known: Mask | None = None) -> BoxDimension:
     Its boundary includes the map's frame, the logarithm is of count + 1, and the sizes are those of
     2..64 below the resolution: an edgeless 64 x 64 map measures 1.152.
     """
+    if known is not None and not known.all():
+        return _Common("published", 0, _share(known)).refuse(_HOLES)
     boundary = published_boundary(labels)
     sizes = [size for size in (2, 4, 8, 16, 32, 64) if size < min(labels.shape)]
     common = _Common("published", int(boundary.sum()), _share(known))
@@ -176,6 +181,8 @@ def aligned(labels: Mask, known: Mask | None = None) -> BoxDimension:
     side = min(labels.shape)
     sizes = [size for size in range(1, side) if all(n % size == 0 for n in labels.shape)]
     common = _Common("aligned", int(labels.sum()), _share(known))
+    if known is not None and not known.all():
+        return common.refuse(_HOLES)
     if not labels.any():
         return common.refuse("the set is empty")
     return _fitted(common, sizes, aligned_counts(labels, sizes))

@@ -38,18 +38,19 @@ _ROUND_OFF_RULES: Final = 0.1
 
 
 def sample_cells(grid: Grid, number: int) -> dict[str, list[int]]:
-    """Point indexes to train again: points at the edge, and points drawn from all judged ones.
+    """Point indexes to train again: points at the edge, and points drawn from all the others.
 
     At most `number` of each group, rising; the same map gives the same sample. A map without an
     edge has no edge group.
     """
     random = np.random.RandomState([grid.sweep.spec.seed, _SAMPLE_STREAM])
-    groups = {EDGE: _edge_points(grid) & grid.known, RANDOM: grid.known}
+    free = grid.known.copy()  # a point in both groups would be trained twice
     sample = {}
-    for group, mask in groups.items():
-        candidates = np.flatnonzero(mask)
+    for group, mask in ((EDGE, _edge_points(grid)), (RANDOM, free)):
+        candidates = np.flatnonzero(mask & free)
         if len(candidates):
             chosen = random.choice(candidates, min(number, len(candidates)), replace=False)
+            free.flat[chosen] = False
             sample[group] = sorted(int(index) for index in chosen)
     return sample
 

@@ -49,7 +49,7 @@ def analyse(subject: Subject) -> dict[str, Any]:
         **result,
         "dimension": sum(judged) / len(judged),
         "interval": [max(1.0, low - DISCREPANCY), min(2.0, high + DISCREPANCY)],
-        "interval_from": f"{len(replicas['seeds'])} seeds",
+        "interval_from": f"{len(judged)} seeds",
     }
 
 

@@ -58,7 +58,7 @@ def pitches(grid: Grid) -> tuple[float, float] | None:
             return None
         steps = np.diff(lines.decades)
         # token counts are whole numbers, so their steps differ a little
-        if not len(steps) or not np.allclose(steps, steps.mean(), rtol=0.05):
+        if not len(steps) or not np.allclose(steps, steps.mean(), rtol=0.05, atol=0):
             return None
         found.append(float(steps.mean()))
     return found[0], found[1]

@@ -29,6 +29,8 @@ Floats = npt.NDArray[np.float64]
 BANDS: Final = ((0.0, 2.0), (2.0, 8.0), (8.0, np.inf))
 STATISTICS: Final = ("ratio", "slope", "max", "variance")
 # points of each outcome that an AUC needs
+# Losses that are looked at together.
+_BLOCK_LOSSES: Final = 1 << 20
 _MIN_EACH: Final = 10
 # the map is cut into this many blocks a side
 _BLOCKS: Final = 8
@@ -206,16 +208,19 @@ def statistics(
         losses: all losses end to end; the m of each run are finite.
         starts: where each run's begin, shape (runs,).
     """
-    first = losses[starts[:, None] + np.arange(m)].astype(np.float64)
-    logs = np.log(np.maximum(first, _TINY))
-    logs -= logs[:, :1]
     steps = np.arange(m) - (m - 1) / 2
-    return {
-        "ratio": logs[:, -1],
-        "slope": logs @ steps / (steps @ steps),
-        "max": logs.max(axis=1),
-        "variance": logs.var(axis=1),
-    }
+    names = ("ratio", "slope", "max", "variance")
+    found = {name: np.empty(len(starts)) for name in names}
+    rows = max(1, _BLOCK_LOSSES // m)  # a million runs at once would not fit in memory
+    for begin in range(0, len(starts), rows):
+        block = slice(begin, begin + rows)
+        first = losses[starts[block, None] + np.arange(m)].astype(np.float64)
+        logs = np.log(np.maximum(first, _TINY))
+        logs -= logs[:, :1]
+        values = (logs[:, -1], logs @ steps / (steps @ steps), logs.max(axis=1), logs.var(axis=1))
+        for name, value in zip(names, values, strict=True):
+            found[name][block] = value
+    return found
 
 
 def auc(values: Floats, fails: Mask) -> float | None:

@@ -73,6 +73,7 @@ def _actual(
 ) -> dict[str, Any]:
     distinct = representatives(grid.sweep) == np.arange(grid.sweep.num_points)
     trained = distinct & grid.known.ravel()
+    trained[grid.point_indexes()[grid.is_copied()]] = False
     walls = _wall_seconds(grid, launches)
     kept = [min(launch["workers"], launch["shards"]) for launch in launches]
     held = float(np.dot(walls, kept)) if walls else None
@@ -89,6 +90,7 @@ def _actual(
 def _wall_seconds(grid: Grid, launches: Sequence[Mapping[str, Any]]) -> list[float]:
     """Of each launch the seconds from its begin to its last outcome; empty without outcomes."""
     times = grid.table.column("time").to_numpy().astype("datetime64[ms]").astype(np.int64) / 1000
+    times = times[~grid.is_copied()]
     if not len(times):
         return []
     begins = [datetime.fromisoformat(launch["began"]).timestamp() for launch in launches]

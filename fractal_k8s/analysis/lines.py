@@ -151,13 +151,20 @@ def band(labels: Mask, known: Mask) -> tuple[Splits, Splits]:
         labels: shape (m, n), along with where they are known.
     """
     sums = _sums(labels, known)
-    lowest = np.minimum.accumulate(sums, axis=1)
     highest = np.maximum.accumulate(sums[:, ::-1], axis=1)[:, ::-1]
     found = _any(labels, known)
-    lower, upper = highest - sums, sums - lowest
+    gain = highest - sums
+    total = gain.max(axis=1, keepdims=True)
+    # of equally good ranges that lie apart the first counts: its ends are told together, or they
+    # would be ends of different ranges
+    cut = np.arange(sums.shape[1])
+    first = np.argmax(gain == total, axis=1)[:, None]
+    upper = (cut >= first) & (sums - np.take_along_axis(sums, first, axis=1) == total)
+    end = np.argmax(upper, axis=1)[:, None]
+    lower = (cut <= end) & (np.take_along_axis(sums, end, axis=1) - sums == total)
     return (
-        _ties(lower == lower.max(axis=1, keepdims=True), found, ends=(0,)),
-        _ties(upper == upper.max(axis=1, keepdims=True), found, ends=(labels.shape[1],)),
+        _ties(lower, found, ends=(0,)),
+        _ties(upper, found, ends=(labels.shape[1],)),
     )
 
 

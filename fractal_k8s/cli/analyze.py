@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -184,6 +184,10 @@ def _write_files(
         csv_file.write_text(product_table(summary["analyses"]))
 
 
+# Notes that hold verdicts, and not only what was trained.
+_OF_VERDICTS: Final = ("replicas", "controls", "pilot")
+
+
 class _Reader:
     """Reads maps by one set of options."""
 
@@ -221,7 +225,10 @@ class _Reader:
             raw["verdict"] = {}  # another rule starts from its own defaults
         rule = resolve(raw, settings=self.settings, source=plan.sweep.id).verdict
         grid = read_grid(folder, plan, rule=rule, allow_mixed=self.allow_mixed)
-        return Subject.of(grid, folder.notes())
+        notes = folder.notes()
+        if rule != plan.sweep.verdict:  # they count verdicts of the sweep's own rule
+            notes = {kind: note for kind, note in notes.items() if kind not in _OF_VERDICTS}
+        return Subject.of(grid, notes)
 
 
 def _summary(

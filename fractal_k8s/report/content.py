@@ -30,6 +30,8 @@ def page_content(
     y, x = axis_views(grid.sweep)
     content = {
         "id": grid.sweep.id,
+        # whether a point alone is the same run: an mlp's data stay the sweep's whatever the seed
+        "repeatable": grid.sweep.spec.seed_policy == "shared" or grid.sweep.model == "gpt",
         "rows": grid.sweep.rows,
         "columns": grid.sweep.columns,
         "axes": {

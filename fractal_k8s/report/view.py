@@ -27,7 +27,7 @@ class AxisView:
     def is_regular(self) -> bool:
         """Whether all cells have the same width, to drawing precision."""
         widths = np.diff(self.edges)
-        return bool(np.allclose(widths, widths[0], rtol=1e-3))
+        return bool(np.allclose(widths, widths[0], rtol=1e-3, atol=0))
 
 
 def axis_views(sweep: Sweep) -> tuple[AxisView, AxisView]:

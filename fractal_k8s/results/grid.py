@@ -73,7 +73,12 @@ class Grid:
 
     def point_indexes(self) -> npt.NDArray[np.int64]:
         """Index of the point of each row of `table`."""
-        return _row_indexes(self.sweep, self.table)
+        return row_indexes(self.sweep, self.table)
+
+    def is_copied(self) -> npt.NDArray[np.bool_]:
+        """Which rows of `table` were trained for another sweep, and cost this one nothing."""
+        trained_for = self.table.column("sweep").cast(pa.string()).to_numpy(zero_copy_only=False)
+        return np.asarray(trained_for != self.sweep.id)
 
     def losses(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """All loss series end to end, and the offsets of each row of `table` in them."""
@@ -112,7 +117,7 @@ def build_grid(
     classes = _classes(sweep, table, allow_mixed)
     rule = rule or sweep.verdict
     shape = (sweep.rows, sweep.columns)
-    index = _row_indexes(sweep, table)
+    index = row_indexes(sweep, table)
 
     def spread(values: npt.ArrayLike, empty: float | int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         full = np.full(sweep.num_points, empty, dtype=dtype)
@@ -165,7 +170,7 @@ def _classes(sweep: Sweep, table: pa.Table, allow_mixed: bool) -> list[str]:
     return classes
 
 
-def _row_indexes(sweep: Sweep, table: pa.Table) -> npt.NDArray[np.int64]:
+def row_indexes(sweep: Sweep, table: pa.Table) -> npt.NDArray[np.int64]:
     """Index of the point of each row, shape (rows of the table,)."""
     i: npt.NDArray[np.int64] = table.column("i").to_numpy().astype(np.int64)
     j: npt.NDArray[np.int64] = table.column("j").to_numpy().astype(np.int64)
@@ -174,7 +179,7 @@ def _row_indexes(sweep: Sweep, table: pa.Table) -> npt.NDArray[np.int64]:
 
 def _one_row_per_point(sweep: Sweep, table: pa.Table) -> tuple[pa.Table, list[str]]:
     """The row that counts of each point, sorted by point; and the disagreements found."""
-    index = _row_indexes(sweep, table)
+    index = row_indexes(sweep, table)
     failed = np.array(table.column("state").to_pylist(), dtype=object) == State.FAILED.value
     times = table.column("time").to_numpy().astype(np.int64)
     order = np.lexsort((times, failed, index))

@@ -25,12 +25,15 @@ def predicted(made: Forecast) -> dict[str, Any] | None:
     """What of a forecast is compared with the run later; None if no time was known.
 
     Keys: source, distinct_points, expected_steps, workers, shards, training_seconds (of all workers
-    together, nothing but training), start_seconds (of a shard), worker_seconds (with all that is
-    beside training), interval (95 %, of worker_seconds), wall_seconds.
+    together, nothing but training), start_seconds (of a shard), worker_seconds (wall time times the
+    workers that are kept for it), interval (95 %, of worker_seconds), wall_seconds.
     """
     if made.pace is None or made.wall is None:
         return None
     beside = made.pace.start_seconds * made.wall.shards + made.pace.between * made.distinct
+    # a worker is paid for until the last one has ended
+    held = min(made.terms.workers, made.wall.shards) * made.wall.wall_seconds
+    longer = held / made.wall.worker_seconds
     return {
         "source": made.pace.source,
         "distinct_points": made.distinct,
@@ -39,8 +42,8 @@ def predicted(made: Forecast) -> dict[str, Any] | None:
         "shards": made.wall.shards,
         "training_seconds": made.wall.worker_seconds - beside,
         "start_seconds": made.pace.start_seconds,
-        "worker_seconds": made.wall.worker_seconds,
-        "interval": list(made.interval) if made.interval else None,
+        "worker_seconds": held,
+        "interval": [end * longer for end in made.interval] if made.interval else None,
         "wall_seconds": made.wall.wall_seconds,
     }
 
@@ -52,6 +55,20 @@ def predict(sweep: Sweep, store: Store, terms: Terms) -> dict[str, Any] | None:
     except FractalError:  # no forecast is no reason not to train
         return None
     return None if pace is None else predicted(forecast(sweep, pace, terms))
+
+
+def for_share(prediction: dict[str, Any] | None, share: float) -> dict[str, Any] | None:
+    """The prediction for a share of the experiments: the others were taken over."""
+    if prediction is None or share >= 1:
+        return prediction
+    scaled: dict[str, Any] = dict(prediction)
+    for key in ("training_seconds", "worker_seconds", "wall_seconds", "expected_steps"):
+        if scaled[key] is not None:
+            scaled[key] *= share
+    scaled["distinct_points"] = round(scaled["distinct_points"] * share)
+    if scaled["interval"] is not None:
+        scaled["interval"] = [end * share for end in scaled["interval"]]
+    return scaled
 
 
 def record_launch(

@@ -21,10 +21,10 @@ import pyarrow.compute as pc
 from fractal_k8s.errors import FractalError
 from fractal_k8s.results import schema
 from fractal_k8s.results.attempt import jsonable
-from fractal_k8s.results.grid import STATE_NAMES, Grid, build_grid
+from fractal_k8s.results.grid import STATE_NAMES, Grid, build_grid, row_indexes
 from fractal_k8s.results.lineage import read_families, relatives
 from fractal_k8s.results.store import COPIED, Outcomes, Plan, SweepStore
-from fractal_k8s.sweep.deal import Deal
+from fractal_k8s.sweep.deal import Deal, representatives
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.intervals import format_intervals
 from fractal_k8s.sweep.zoom import same_experiments
@@ -54,16 +54,47 @@ def find_outcomes(folder: SweepStore, sweep: Sweep, missing: npt.NDArray[np.bool
         numerics = numerics or table.column("numerics_class")[0].as_py()
         rows = table.filter(pc.field("numerics_class").cast(pa.string()) == numerics)
         if len(rows):
+            rows = _for_all_members(rows, sweep, wanted)
             wanted[rows.column("i").to_numpy(), rows.column("j").to_numpy()] = False
             found.append(Found(source, rows))
     return found
 
 
+def _for_all_members(table: pa.Table, sweep: Sweep, wanted: npt.NDArray[np.bool_]) -> pa.Table:
+    """The rows, for every wanted point that is the same experiment as one of them.
+
+    A copied point whose partners stayed missing would be trained again with them.
+    """
+    owners = representatives(sweep)
+    index = row_indexes(sweep, table)
+    row_of: dict[int, int] = {}
+    for row, owner in enumerate(owners[index].tolist()):
+        row_of.setdefault(owner, row)
+    own = dict(zip(index.tolist(), range(len(table)), strict=True))
+    points = [p for p in np.flatnonzero(wanted).tolist() if int(owners[p]) in row_of]
+    rows = table.take([own.get(p, row_of[int(owners[p])]) for p in points])
+    y, x = sweep.values_of(np.array(points, dtype=np.int64))
+    i, j = np.divmod(np.array(points, dtype=np.int64), sweep.columns)
+    new = {
+        "i": pa.array(i, pa.int32()),
+        "j": pa.array(j, pa.int32()),
+        sweep.y_knob.name: pa.array(y, pa.float64()),
+        sweep.x_knob.name: pa.array(x, pa.float64()),
+    }
+    return _with_columns(rows, new)
+
+
+def _with_columns(table: pa.Table, new: dict[str, pa.Array]) -> pa.Table:
+    for name, column in new.items():
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    return table
+
+
 def adopt_outcomes(folder: SweepStore, plan: Plan, missing: npt.NDArray[np.bool_]) -> int:
     """Copies what `find_outcomes` finds into the sweep's own folder; returns how many points.
 
-    Copies keep their numbers, numerics class, machine and time. They count as a deal of their own,
-    so that every worker looks for them.
+    Copies keep their numbers, numerics class, machine and time, and the id of the sweep that
+    trained them. They count as a deal of their own, so that every worker looks for them.
     """
     found = find_outcomes(folder, plan.sweep, missing)
     if not found:
@@ -101,6 +132,8 @@ def _family_rows(
         if (places < 0).all():
             continue
         grid = build_grid(plan.sweep, other_folder.read_outcomes(plan.sweep), allow_mixed=True)
+        if grid.problems:  # results that contradict each other are not passed on
+            continue
         table = _renumbered(grid, sweep, places)
         if len(table):
             yield member, table
@@ -125,11 +158,8 @@ def _renumbered(grid: Grid, sweep: Sweep, places: npt.NDArray[np.int64]) -> pa.T
     new = {
         "i": pa.array(i, pa.int32()),
         "j": pa.array(j, pa.int32()),
-        "sweep": pa.array([sweep.id] * len(table), pa.string()).dictionary_encode(),
     }
-    for name, column in new.items():
-        table = table.set_column(table.schema.get_field_index(name), name, column)
-    return table.cast(schema.outcome_schema(sweep))
+    return _with_columns(table, new).cast(schema.outcome_schema(sweep))
 
 
 def _log(grid: Grid, found: list[Found]) -> Iterator[dict[str, Any]]:

@@ -63,7 +63,8 @@ def _candidates(store: Store, sweep: Sweep) -> list[tuple[SweepStore, Sweep, lis
     for sweep_id in store.sweep_ids():
         with contextlib.suppress(FractalError):
             folder, plan = store.plan(sweep_id)
-            if _work(plan.sweep) == _work(sweep) and (entries := folder.outcome_entries()):
+            same = _work(plan.sweep) == _work(sweep) and _same_files(plan.sweep, sweep)
+            if same and (entries := folder.outcome_entries()):
                 found.append((folder, plan.sweep, entries))
     return sorted(found, key=lambda one: -max(entry.modified_ns for entry in one[2]))
 
@@ -122,6 +123,17 @@ def _start_seconds(folder: SweepStore, entry: Entry) -> float | None:
         return None
 
 
+def _same_files(one: Sweep, other: Sweep) -> bool:
+    """Whether weights and data are the same: by content where both are known, else by name."""
+    for name in ("checkpoint", "dataset"):
+        digests = [getattr(sweep.spec, f"{name}_digest") for sweep in (one, other)]
+        names = [getattr(sweep.spec, name) for sweep in (one, other)]
+        first, second = digests if None not in digests else names
+        if first != second:
+            return False
+    return True
+
+
 def _work(sweep: Sweep) -> tuple[object, ...]:
     """What decides the work of one step."""
     training: Training = sweep.training
@@ -129,8 +141,9 @@ def _work(sweep: Sweep) -> tuple[object, ...]:
         counted = training.num_steps() is None
         return (
             sweep.model,
-            sweep.spec.checkpoint,
             training.batch_size,
+            training.device_batch_size,
+            training.gradient_checkpointing,
             training.max_seq_len,
             training.optimizer,
             training.trainable_param_groups,

@@ -13,7 +13,7 @@ from fractal_k8s.sweep.axes import KNOBS, Axis, Knob, effect_problem, knob_names
 from fractal_k8s.sweep.base import Spec
 from fractal_k8s.sweep.points import coinciding, distinct, representable_values
 from fractal_k8s.sweep.scatter import Cells, Pairs, can_be_moved
-from fractal_k8s.sweep.training import Training
+from fractal_k8s.sweep.training import GPTTraining, Training
 
 T = TypeVar("T")
 
@@ -207,6 +207,11 @@ def room_for_name(points: int) -> int:
 def _seed_problems(parts: Parts) -> Iterator[str]:
     if parts.seed_policy != "per-point" or parts.resolution is None:
         return
+    if isinstance(parts.training, GPTTraining) and parts.training.data_order == "file":
+        yield (
+            "seed_policy: per-point seeds change nothing while training.data_order is 'file': "
+            'give training.data_order = "shuffled", or seed_policy = "shared"'
+        )
     rows, columns = parts.scatter.plane if isinstance(parts.scatter, Cells) else parts.resolution
     if columns > 1000:
         yield (

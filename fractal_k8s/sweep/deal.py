@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -35,12 +35,20 @@ def coarse_to_fine(rows: int, columns: int) -> Indexes:
     return np.argsort(code, kind="stable")
 
 
+@lru_cache(maxsize=16)
 def representatives(sweep: Sweep) -> Indexes:
     """For each point, the first point (by index) that is the same experiment. Shape (points,).
 
     Points are the same experiment when what the trainer does is the same: a token axis is made of
     whole steps, a warmup axis of whole warmup steps. With a seed per point no two are the same.
+    The array is shared and cannot be written to.
     """
+    found = _representatives(sweep)
+    found.flags.writeable = False
+    return found
+
+
+def _representatives(sweep: Sweep) -> Indexes:
     rows, columns = sweep.rows, sweep.columns
     y_derived, x_derived = sweep.y_knob.affects is not None, sweep.x_knob.affects is not None
     alone = sweep.spec.seed_policy == "per-point" or not (y_derived or x_derived)

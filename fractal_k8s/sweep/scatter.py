@@ -21,7 +21,7 @@ from pydantic import Field, PositiveInt, field_validator
 
 from fractal_k8s.sweep.axes import Axis, Knob
 from fractal_k8s.sweep.base import Spec
-from fractal_k8s.sweep.intervals import parse_intervals
+from fractal_k8s.sweep.intervals import format_intervals, parse_intervals
 
 Position = tuple[float, float]
 
@@ -75,7 +75,8 @@ class Cells(Spec):
     def _cells_can_be_read(cls, cells: dict[str, str]) -> dict[str, str]:
         if not cells or any(not len(parse_intervals(text)) for text in cells.values()):
             raise ValueError("must name at least one point in each group, as in edge = '0-3,7'")
-        return cells
+        # one spelling, so that the same cells are the same sweep
+        return {group: format_intervals(parse_intervals(text)) for group, text in cells.items()}
 
     @field_validator("ulps")
     @classmethod

@@ -101,7 +101,7 @@ async function showPoint(records, curves, { i, j }) {
   parts.push(note);
   if (records.states[p] !== MISSING) parts.push(...commandLine("logs-command", "Show what was logged", showCommand(i, j)));
   if (records.runSeed === undefined || records.states[p] !== MISSING)
-    parts.push(...commandLine("rerun-command", "Train exactly this point", rerunCommand(records, i, j)));
+    if (data.repeatable) parts.push(...commandLine("rerun-command", "Train exactly this point", rerunCommand(records, i, j)));
   element.replaceChildren(...parts);
 }
 
