@@ -18,7 +18,7 @@ from fractal_k8s.aggregate import read_grid
 from fractal_k8s.checkpoints.files import find_checkpoint
 from fractal_k8s.checkpoints.nanochat import load_weights
 from fractal_k8s.checkpoints.save import save_checkpoint
-from fractal_k8s.models.gpt import GPT, GPTConfig, config_from_dict, rms_norm, rotary_tables
+from fractal_k8s.models.gpt import GPT, Block, GPTConfig, config_from_dict, rms_norm, rotary_tables
 from fractal_k8s.models.init import config_of_depth, random_weights
 from fractal_k8s.results.outcome import Outcome, State
 from fractal_k8s.results.store import Plan, Store
@@ -74,6 +74,7 @@ def test_a_fine_tune_is_nanochats(run: dict[str, Any], gpt_sweep: MakeSweep) -> 
             **training,
             "tokens": run["steps"] * run["batch_size"] * run["max_seq_len"],
             "trainable_param_groups": groups,
+            "packing": "padded",
         },
     )
     trainer = GPTTrainer(sweep)
@@ -198,24 +199,29 @@ def test_a_d20_has_the_parameters_of_the_published_checkpoint() -> None:
 # --- numerics of the parts ---
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packing", ["packed", "padded"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_residual_stream_keeps_the_compute_dtype(
-    dtype: torch.dtype, gpt_sweep: MakeSweep
+    dtype: str, packing: str, gpt_sweep: MakeSweep
 ) -> None:
-    files = find_checkpoint(Path(gpt_sweep().spec.checkpoint or ""))
-    weights = load_weights(files)
-    tensors = {name: tensor.float() for name, tensor in weights.tensors.items()}
-    config = config_from_dict(weights.model_config)
-    model = GPT.from_weights(config, tensors, compute_dtype=dtype)
+    """torch's own autocast leaves it to the release: float32 from 2.12 on, bfloat16 before."""
+    trainer = GPTTrainer(gpt_sweep(f"training.dtype={dtype}", f"training.packing={packing}"))
+    model, part = trainer.model, trainer.batches[0].parts[0]
+    expected = getattr(torch, dtype)
     seen: set[torch.dtype] = set()
+
+    def note(module: torch.nn.Module, arguments: tuple[Any, ...], out: torch.Tensor) -> None:
+        seen.update((arguments[0].dtype, out.dtype))
+
     for block in model.blocks:
-        block.register_forward_hook(lambda module, args, out: seen.add(out.dtype))
-    ids = torch.arange(20)[None]
-    hidden = model.hidden(ids)
-    assert seen == {dtype}
-    assert hidden.dtype == dtype
-    assert model(ids).dtype == torch.float32
-    assert rms_norm(torch.ones(2, 4, dtype=dtype)).dtype == dtype
+        assert isinstance(block, Block)
+        for module in (block, block.attn, block.mlp):  # the stream, and what is added to it
+            module.register_forward_hook(note)
+    hidden = model.hidden(part.ids, part.layout)
+    assert seen == {expected}
+    assert hidden.dtype == expected
+    assert model.logits(hidden).dtype == torch.float32
+    assert rms_norm(torch.ones(2, 4, dtype=expected)).dtype == expected
 
 
 def test_bfloat16_losses_stay_near_those_of_float32(gpt_sweep: MakeSweep) -> None:
@@ -473,7 +479,8 @@ def test_tokens_and_labels_are_counted_and_hashed(gpt_sweep: MakeSweep) -> None:
 
 
 def test_rows_wrap_around_at_the_end_of_the_file(gpt_sweep: MakeSweep) -> None:
-    trainer = GPTTrainer(gpt_sweep("training.batch_size=5", "training.max_seq_len=128"))
+    settings = ("training.batch_size=5", "training.max_seq_len=128", "training.packing=padded")
+    trainer = GPTTrainer(gpt_sweep(*settings))
     rows = len(trainer.batches.rows)
     assert trainer.batches.period == rows
     wrapped = trainer.batches[rows // 5]

@@ -20,8 +20,10 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fractal_k8s.models.attention import Layout, Padded, attend, positions_of
+from fractal_k8s.models.gather import gather_at
 
 SOFTCAP: Final = 15.0
 _ROPE_BASE: Final = 10_000.0
@@ -149,10 +151,24 @@ class GPT(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: GPTConfig, *, compute_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        config: GPTConfig,
+        *,
+        compute_dtype: torch.dtype = torch.float32,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        """A model with torch's own initial weights.
+
+        Args:
+            compute_dtype: dtype of activations and products.
+            gradient_checkpointing: keep of each block its input only, and compute the rest again
+                in the backward pass. Changes no bit.
+        """
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype
+        self.gradient_checkpointing = gradient_checkpointing
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.padded_vocab_size, config.n_embd),
@@ -166,7 +182,12 @@ class GPT(nn.Module):
 
     @classmethod
     def from_weights(
-        cls, config: GPTConfig, weights: dict[str, Tensor], *, compute_dtype: torch.dtype
+        cls,
+        config: GPTConfig,
+        weights: dict[str, Tensor],
+        *,
+        compute_dtype: torch.dtype,
+        gradient_checkpointing: bool = False,
     ) -> GPT:
         """A model around given weights, in their own dtypes, without initialising any.
 
@@ -174,7 +195,11 @@ class GPT(nn.Module):
             ValueError: a tensor is missing, left over, or of another shape.
         """
         with torch.device("meta"):
-            model = cls(config, compute_dtype=compute_dtype)
+            model = cls(
+                config,
+                compute_dtype=compute_dtype,
+                gradient_checkpointing=gradient_checkpointing,
+            )
         if reason := misfit(model.state_dict(), weights):
             raise ValueError(reason)
         model.load_state_dict(weights, strict=True, assign=True)
@@ -189,8 +214,8 @@ class GPT(nn.Module):
 
     def hidden(self, ids: Tensor, layout: Layout = _PADDED) -> Tensor:
         """Normalised final residual stream of ids (B, T), shape (B, T, n_embd), compute dtype."""
-        length = ids.size(1)
-        if isinstance(layout, Padded) and length > self.config.max_positions:
+        length = ids.size(1) if isinstance(layout, Padded) else layout.longest
+        if length > self.config.max_positions:
             raise ValueError(
                 f"{length} positions, the rotary tables have {self.config.max_positions}"
             )
@@ -198,8 +223,17 @@ class GPT(nn.Module):
         cos, sin = self.cos[places], self.sin[places]
         x = rms_norm(self.transformer["wte"](ids).to(self.compute_dtype))
         for block in self.blocks:
-            x = block(x, cos, sin, layout)
+            x = self._through(block, x, cos, sin, layout)
         return rms_norm(x)
+
+    def _through(self, block: nn.Module, *arguments: Tensor | Layout) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            out: Tensor = checkpoint(  # nothing is drawn at random in a block
+                block, *arguments, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            out = block(*arguments)
+        return out
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits capped at +-15. (..., n_embd) -> (..., vocab_size)."""
@@ -228,11 +262,12 @@ class GPT(nn.Module):
         Args:
             ids: (B, T), int64.
             labels: the ids to predict, int64: (B * T,) with -1 where nothing is, or (N,).
-            places: where the N labels are, as indices into the flattened B * T, (N,), int64.
+            places: where the N labels are, as rising indices into the flattened B * T, (N,),
+                int64. The last may occur again, with label -1, to fill a batch up.
         """
         hidden = self.hidden(ids, layout).flatten(0, 1)
         return F.cross_entropy(
-            self.logits(hidden if places is None else hidden.index_select(0, places)),
+            self.logits(hidden if places is None else gather_at(hidden, places)),
             labels,
             ignore_index=IGNORED_LABEL,
             reduction="sum",

@@ -71,7 +71,7 @@ class Plan:
                 "upgrade fractal-k8s"
             )
         try:
-            sweep = Sweep.parse(raw, source=source, version=version)
+            sweep = Sweep.parse(_as_trained(raw), source=source, version=version)
             plan = cls(sweep, Deal.model_validate(deal))
         except SweepError:
             raise
@@ -82,6 +82,14 @@ class Plan:
                 f"{source}: says {content['id']}, but its content is {plan.sweep.id}"
             )
         return plan
+
+
+def _as_trained(raw: Any) -> Any:
+    """A stored sweep has every key: one that lacks `packing` is older than it, and was padded."""
+    training = raw.get("training") if isinstance(raw, dict) and raw.get("model") == "gpt" else None
+    if not isinstance(training, dict) or "packing" in training:
+        return raw
+    return {**raw, "training": {**training, "packing": "padded"}}
 
 
 @dataclass

@@ -8,7 +8,7 @@ that means "as before".
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -17,6 +17,10 @@ from fractal_k8s.sweep.base import Spec
 GROUPS = ("matrix", "embedding", "unembedding")
 
 Rate = PositiveFloat
+
+# Keys that change nothing about a run, so that they are no part of a sweep's id: how it computes,
+# which is its numerics class.
+OUTSIDE_ID: Final = ("packing",)
 
 
 class MLPTraining(Spec):
@@ -119,6 +123,9 @@ class GPTTraining(Spec):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     # dtype of activations and matrix products; weights and optimizer state are float32
     dtype: Literal["float32", "bfloat16"] = "float32"
+    # the rows of a step end to end, without padding and with logits where a label is; or side by
+    # side, padded to the longest, with logits everywhere, as nanochat does
+    packing: Literal["packed", "padded"] = "packed"
     # compute a layer's activations again in the backward pass instead of keeping them
     gradient_checkpointing: bool = False
 

@@ -6,28 +6,15 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor
 
 from fractal_k8s.data.conversations import Row
-from fractal_k8s.models.attention import Layout, Padded
+from fractal_k8s.models.attention import Padded
 from fractal_k8s.models.gpt import IGNORED_LABEL
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Rows that go through the model together; the arguments of `GPT.loss_sum`."""
-
-    # (B, T), int64
-    ids: Tensor
-    # what to predict, int64: at every position, (B * T,), -1 = nothing; or at `places`, (N,)
-    labels: Tensor
-    # indices into the flattened B * T, (N,), int64; None = every position
-    places: Tensor | None
-    layout: Layout
-    # how many labels are not -1
-    num_labels: int
+from fractal_k8s.train.packing import MicroBatch as MicroBatch
+from fractal_k8s.train.packing import pack, shifted
 
 
 @dataclass(frozen=True)
@@ -45,11 +32,11 @@ class Batch:
 class Batches:
     """Batch k holds rows k * size ... of the file, wrapped around at its end.
 
-    Rows are padded on the right to the longest of their part with `<|assistant_end|>`.
-
     Args:
         size: rows of a step.
+        pad_id: fills what is no row; nanochat takes `<|assistant_end|>`.
         part_size: rows that go through the model together; must divide `size`.
+        packing: the rows of a part end to end, or side by side, padded to the longest of them.
     """
 
     def __init__(
@@ -60,12 +47,15 @@ class Batches:
         device: torch.device,
         *,
         part_size: int | None = None,
+        packing: Literal["packed", "padded"] = "packed",
     ) -> None:
         self.rows = rows
         self.size = size
         self.part_size = part_size or size
         self.pad_id = pad_id
         self.device = device
+        self.packing = packing
+        self.longest = max(len(row.ids) for row in rows) - 1
         self.period = len(rows) // math.gcd(len(rows), size)
         self._made: dict[int, Batch] = {}
 
@@ -79,7 +69,7 @@ class Batches:
 
     def _collate(self, rows: list[Row]) -> Batch:
         parts = tuple(
-            pad(rows[start : start + self.part_size], self.pad_id, self.device)
+            self._lay_out(rows[start : start + self.part_size])
             for start in range(0, len(rows), self.part_size)
         )
         return Batch(
@@ -88,6 +78,11 @@ class Batches:
             num_labels=sum(part.num_labels for part in parts),
             digest=digest_of(rows),
         )
+
+    def _lay_out(self, rows: list[Row]) -> MicroBatch:
+        if self.packing == "packed":
+            return pack(rows, self.pad_id, self.device, longest=self.longest)
+        return pad(rows, self.pad_id, self.device)
 
     def data_hash(self, steps: int) -> str:
         """sha256 over the batches of the first `steps` steps, in order."""
@@ -107,19 +102,12 @@ def digest_of(rows: Sequence[Row]) -> bytes:
 
 
 def pad(rows: Sequence[Row], pad_id: int, device: torch.device) -> MicroBatch:
-    """Rows side by side with a label or -1 at every position, as nanochat lays them out.
-
-    Inputs and labels are shifted by one: position t predicts id t + 1.
-    """
+    """Rows side by side with a label or -1 at every position, as nanochat lays them out."""
     width = max(len(row.ids) for row in rows) - 1
     ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
     labels = torch.full((len(rows), width), IGNORED_LABEL, dtype=torch.int64)
     for number, row in enumerate(rows):
         length = len(row.ids) - 1
-        tokens = torch.tensor(row.ids, dtype=torch.int64)
-        ids[number, :length] = tokens[:-1]
-        labels[number, :length] = torch.where(
-            torch.tensor(row.trained[1:]), tokens[1:], IGNORED_LABEL
-        )
+        ids[number, :length], labels[number, :length] = shifted(row)
     count = int((labels != IGNORED_LABEL).sum())
     return MicroBatch(ids.to(device), labels.flatten().to(device), None, Padded(), count)

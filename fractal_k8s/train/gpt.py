@@ -55,7 +55,9 @@ class GPTTrainer:
         self._pad_id = materials.tokenizer.special["<|assistant_end|>"]
         self.batches = self._batches(sweep.spec.seed)
         self._batches_seed = sweep.spec.seed
-        self.environment = describe(self.device, dtype=self.training.dtype, mode="padded")
+        self.environment = describe(
+            self.device, dtype=self.training.dtype, mode=self.training.packing
+        )
 
     def train(self, points: Sequence[Point], beat: Beat = no_beat) -> Iterator[Outcome]:
         """One outcome after another; a run that breaks is a failed point, not the end."""
@@ -80,6 +82,7 @@ class GPTTrainer:
             self._pad_id,
             self.device,
             part_size=training.device_batch_size,
+            packing=training.packing,
         )
 
     def _take_order(self, seed: int) -> None:

@@ -51,7 +51,10 @@ def load_materials(sweep: Sweep) -> Materials:
         ) from None
     try:
         model = GPT.from_weights(
-            config, _masters(weights.tensors, files), compute_dtype=getattr(torch, training.dtype)
+            config,
+            _masters(weights.tensors, files),
+            compute_dtype=getattr(torch, training.dtype),
+            gradient_checkpointing=training.gradient_checkpointing,
         )
     except ValueError as error:
         raise CorruptError(f"{files.model}: does not fit {files.meta.name}: {error}") from None
