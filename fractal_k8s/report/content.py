@@ -113,6 +113,7 @@ def _scheme(scheme: Scheme) -> dict[str, Any]:
     return {
         "title": scheme.title,
         "failed": scheme.failed,
+        "marginal": scheme.marginal,
         "tables": {
             "trainability": colour_table(scheme.trainability(), _TRAINABILITY_COLOURS),
             "binary": "".join(colour[1:] for colour in scheme.binary),

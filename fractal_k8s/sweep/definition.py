@@ -27,7 +27,13 @@ from fractal_k8s.sweep.checks import (
 from fractal_k8s.sweep.points import Point
 from fractal_k8s.sweep.rule import VerdictRule
 from fractal_k8s.sweep.scatter import Cells, Pairs, Scatter, cell_positions, pair_positions
-from fractal_k8s.sweep.training import GPTTraining, MLPTraining, QuadraticTraining, Training
+from fractal_k8s.sweep.training import (
+    OUTSIDE_ID,
+    GPTTraining,
+    MLPTraining,
+    QuadraticTraining,
+    Training,
+)
 
 # Raised when the meaning of a key or a default changes; part of what the id hashes.
 FORMAT: Final = 1
@@ -196,14 +202,15 @@ class Sweep:
         A checkpoint or data file whose digest is known counts by its content, not by its path, so
         that a sweep begun on one machine is the same sweep on another. What the axes decide anyway
         does not count: a spacing that is the knob's own, and training keys that a knob replaces.
-        Nor does where a zoom was cut out: the same points are the same sweep.
+        Nor do keys that change no run (`OUTSIDE_ID`), nor does where a zoom was cut out: the same
+        points are the same sweep.
         """
         content = self.spec.model_dump(mode="json", exclude_defaults=True)
         content.pop("origin", None)
         for name, knob in (("y", self.y_knob), ("x", self.x_knob)):
             if content["axes"][name].get("scale") == knob.scale:
                 del content["axes"][name]["scale"]
-            for key in knob.writes if knob.replaces else ():
+            for key in (*OUTSIDE_ID, *(knob.writes if knob.replaces else ())):
                 content.get("training", {}).pop(key, None)
         if not content.get("training", True):
             del content["training"]
@@ -222,6 +229,21 @@ class Sweep:
         """The same sweep, tied to the content of its files."""
         digests = {"checkpoint_digest": checkpoint_digest, "dataset_digest": dataset_digest}
         return Sweep(self.spec.model_copy(update=digests), self.version)
+
+    @cached_property
+    def counts_flops(self) -> bool:
+        """Whether the number of steps follows from FLOPs, at least at some points."""
+        return bool(getattr(self.training_at(self.point(0)), "flops", None))
+
+    def with_flops_per_token(self, count: int) -> Sweep:
+        """The same sweep of a model that needs so many FLOPs a position."""
+        training = self.training.model_copy(update={"flops_per_token": count})
+        return Sweep(self.spec.model_copy(update={"training": training}), self.version)
+
+    @cached_property
+    def knows_steps(self) -> bool:
+        """Whether the number of steps follows from the sweep alone."""
+        return self.training_at(self.point(0)).num_steps() is not None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sweep) and self.spec == other.spec
@@ -323,6 +345,7 @@ class Sweep:
             training=spec.training,
             seed=spec.seed,
             seed_policy=spec.seed_policy,
+            verdict=spec.verdict,
             scatter=spec.scatter,
         )
 
@@ -345,5 +368,6 @@ def _sound_parts(raw: dict[str, Any]) -> Parts:
         axes=found,
         resolution=None if too_large else resolution,
         training=training,
+        verdict=sound(VerdictRule, raw.get("verdict", {})),
         scatter=sound(Scatter, raw.get("scatter")),  # type: ignore[arg-type]  # a kind of both
     )
