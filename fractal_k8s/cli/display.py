@@ -33,7 +33,7 @@ _COLOURS: Final = {
     FAILED: "#f2a900",
     DIVERGED: "#5c0000",
     NOT_TRAINABLE: "#b22222",
-    MARGINAL: "#b07cc6",
+    MARGINAL: "#3c8d40",
     TRAINABLE: "#4169e1",
 }
 # What stands for a point on a terminal without colours.

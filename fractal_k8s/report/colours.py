@@ -79,7 +79,7 @@ SAFE: Final = Scheme(
     ),
     binary=("#E8923C", "#08306B"),
     failed="#000000",
-    marginal="#8A8A8A",
+    marginal="#735639",
     loss="cividis",
     measure="PuOr",
     steps="cividis",

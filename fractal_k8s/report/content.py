@@ -73,6 +73,8 @@ def _records(
         "lossCount": grid.num_losses.astype(np.uint32),
         "lostAt": np.where(_lost(grid, lost_at), lost_at, NEVER).astype(np.uint32),
     }
+    if np.isfinite(grid.probe_ratio).any():
+        arrays["probeRatio"] = rounded(grid.probe_ratio)
     if grid.sweep.spec.seed_policy != "shared":
         seeds = np.zeros(grid.sweep.num_points)
         seeds[grid.point_indexes()] = grid.table.column("run_seed").to_numpy()
