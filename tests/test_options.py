@@ -520,6 +520,22 @@ def test_supervised_steps_follow_from_the_first_batch(gpt_sweep: MakeSweep) -> N
     assert forecast(sweep).steps is None
 
 
+def test_columns_that_cannot_differ_are_named(gpt_sweep: MakeSweep) -> None:
+    lr = listed("lr", 1e-3, 1e-2)
+    settings = ("training.tokens=1600", "verdict.window=3")
+    axes = {"y": lr, "x": listed("batch_tokens", 200, 400, 800, 1600)}
+    made = forecast(gpt_sweep(*settings, axes=axes, resolution=(2, 4)))
+    assert made.steps == (1, 8)
+    assert (made.one_step_columns, made.few_step_columns) == ([3], [2, 3])
+    assert made.distinct == 8
+    axes = {"y": {"knob": "warmup_frac", "low": 0, "high": 0.5}, "x": lr}
+    made = forecast(gpt_sweep(*settings, axes=axes, resolution=(9, 2)))
+    assert made.batching is not None
+    assert made.batching.warmup_steps == (1, 4)
+    assert "4 of 9 rows differ: a warmup is made of whole steps" in made.notes
+    assert made.distinct == 8
+
+
 def test_padding_is_what_stands_beside_shorter_rows() -> None:
     data = DataFacts(ROW, np.array([10, 30, 20, 20]), np.ones(4), 0, 4, 0, 0, 0)
     assert data.padding(2, 2) == pytest.approx(20 / 100)

@@ -215,13 +215,16 @@ def _shape(sweep: Sweep, depth: int | None) -> Shape | None:
 
 
 def _data(sweep: Sweep) -> DataFacts | None:
-    """What the sweep's data hold; None where they or their tokenizer are not named.
+    """What the sweep's data hold; None where they or their tokenizer are not on this machine.
 
     Raises:
         FractalError: what was named is not there, is damaged, or holds too little.
     """
-    named = getattr(sweep.spec, "checkpoint", None) and ":" in sweep.spec.dataset
-    if sweep.model != "gpt" or not named:
+    checkpoint = getattr(sweep.spec, "checkpoint", None)
+    kind, _, file = sweep.spec.dataset.partition(":")
+    if checkpoint is None or kind != "conversations" or not file:
+        return None
+    if not Path(checkpoint).expanduser().is_dir():
         return None
     from fractal_k8s.sweep.supply import refuse_repeats
     from fractal_k8s.train.materials import read_facts

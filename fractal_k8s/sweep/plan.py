@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from fractal_k8s.sweep.axes import WARMUP
 from fractal_k8s.sweep.deal import Deal, Dealt, Indexes, representatives
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.footprint import (
@@ -193,6 +194,7 @@ def forecast(
     shards = -(-count // size)
     now = walls.get(terms.workers)
     affected = _affected(sweep, grid)
+    notes = _notes(sweep, grid, affected) + _warmup_notes(sweep, owners)
     return Forecast(
         sweep=sweep,
         points=sweep.num_points,
@@ -203,7 +205,7 @@ def forecast(
         batching=batching(sweep, grid),
         data=data,
         **affected,
-        notes=_notes(sweep, grid, affected) + ([] if data is None else data.notes(sweep.training)),
+        notes=notes + ([] if data is None else data.notes(sweep.training)),
         terms=terms,
         shards=shards,
         pace=pace,
@@ -284,4 +286,21 @@ def _notes(
             )
         if len(few) == total:
             break  # the other direction would say the same
+    return notes
+
+
+def _warmup_notes(sweep: Sweep, owners: Indexes) -> list[str]:
+    """Rows or columns of a warmup axis that have as many warmup steps as another.
+
+    Args:
+        owners: from `representatives`.
+    """
+    own = (owners == np.arange(sweep.num_points)).reshape(sweep.rows, sweep.columns)
+    notes = []
+    for kind, knob, across in (("columns", sweep.x_knob, 0), ("rows", sweep.y_knob, 1)):
+        differ = own.any(axis=across)
+        if knob.affects == WARMUP and not differ.all():
+            notes.append(
+                f"{differ.sum()} of {len(differ)} {kind} differ: a warmup is made of whole steps"
+            )
     return notes
