@@ -33,7 +33,7 @@ from fractal_k8s.sweep.supply import DataFacts, refuse_repeats
 from fractal_k8s.sweep.training import GPTTraining
 from fractal_k8s.train.gpt import GPTTrainer
 from fractal_k8s.train.materials import read_facts
-from fractal_k8s.train.optimizers import group_of
+from fractal_k8s.train.optimizers import ADAM_BETAS, build_optimizers, group_of
 from fractal_k8s.train.schedule import multiplier
 from fractal_k8s.worker import judge
 
@@ -151,6 +151,22 @@ def test_parts_of_a_batch_are_weighted_by_their_labels(gpt_sweep: MakeSweep) -> 
     assert abs(parts.losses[0] / whole.losses[0] - 1) < 1e-6
     assert len(means) == 4
     assert abs(np.mean(means) / whole.losses[0] - 1) > 1e-3
+
+
+def test_points_of_other_batch_sizes_leave_no_trace(gpt_sweep: MakeSweep) -> None:
+    axes = {"y": listed("lr", 1e-3, 1e-2), "x": listed("batch_tokens", 200, 400)}
+    sweep = gpt_sweep(
+        *("training.tokens=800", "training.device_batch_size=2", "training.probe_rows=3"), axes=axes
+    )
+    points = [sweep.point(p) for p in range(4)]
+    forth, back = (
+        {outcome.index: outcome for outcome in GPTTrainer(sweep).train(order)}
+        for order in (points, points[::-1])
+    )
+    assert [forth[p].steps for p in range(4)] == [4, 2, 4, 2]
+    for one, other in zip(sorted(forth.items()), sorted(back.items()), strict=True):
+        assert one[1].losses.tobytes() == other[1].losses.tobytes()
+        assert (one[1].probe_after, one[1].data_hash) == (other[1].probe_after, other[1].data_hash)
 
 
 def test_a_batch_that_rows_do_not_make_is_refused_with_those_that_do(gpt_sweep: MakeSweep) -> None:
@@ -294,6 +310,20 @@ def test_label_smoothing_is_its_formula(gpt_sweep: MakeSweep) -> None:
         places = torch.arange(len(logits)) if part.places is None else part.places
         chosen = torch.log_softmax(logits[places], dim=-1)[part.labels != -1]
     assert smoothed == pytest.approx(0.9 * plain - 0.1 * float(chosen.mean(-1).sum()), rel=1e-5)
+
+
+def test_clipping_bounds_the_norm_of_all_gradients_together(gpt_sweep: MakeSweep) -> None:
+    trainer = GPTTrainer(gpt_sweep("training.optimizer=adamw", "training.clip_norm=0.01"))
+    batch = trainer.batches[0]
+    for part in batch.parts:
+        loss = trainer.model.loss_sum(part.ids, part.labels, part.places, part.layout)
+        (loss / batch.num_labels).backward()  # type: ignore[no-untyped-call]
+    optimizers = build_optimizers(trainer.parameters, trainer.training, trainer.model.config.n_embd)
+    optimizers.step(1.0)
+    # the first moments are (1 - beta1) of what came through
+    states = [state for member in optimizers.state_dict() for state in member["state"].values()]
+    squares = sum(float(state["exp_avg"].double().square().sum()) for state in states)
+    assert math.sqrt(squares) == pytest.approx((1 - ADAM_BETAS[0]) * 0.01, rel=1e-3)
 
 
 def test_a_seed_per_point_draws_an_order_per_point(gpt_sweep: MakeSweep) -> None:

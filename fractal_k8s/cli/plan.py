@@ -292,7 +292,8 @@ def _data_rows(made: Forecast) -> list[tuple[str, str]]:
             text += f", in parts of {batch.part_rows:,} rows"
         rows.append(("batch", text))
         if batch.warmup_steps is not None:
-            rows.append(("warmup", f"{_from_to(batch.warmup_steps)} steps"))
+            plural = "" if batch.warmup_steps == (1, 1) else "s"
+            rows.append(("warmup", f"{_from_to(batch.warmup_steps)} step{plural}"))
     if made.data is not None:
         text = f"{made.data.rows:,} rows to train on"
         if made.data.probe_rows:
