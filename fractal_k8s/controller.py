@@ -37,6 +37,7 @@ from fractal_k8s.sweep.footprint import upper_bytes
 from fractal_k8s.sweep.intervals import format_intervals
 from fractal_k8s.sweep.pace import Measured, Pace, fit
 from fractal_k8s.sweep.plan import Terms
+from fractal_k8s.sweep.supply import DataFacts, refuse_repeats
 from fractal_k8s.worker import PointEvent
 
 
@@ -67,26 +68,28 @@ class Launch:
     price_per_hour: float | None = None
     # take over what other members of the sweep's family have stored of it
     reuse: bool = True
+    # what its data hold; None where they are made from its seed
+    data: DataFacts | None = None
 
     @property
     def plan(self) -> Plan:
         return Plan(self.sweep, Deal())
 
 
-def pin(sweep: Sweep) -> Sweep:
+def pin(sweep: Sweep) -> tuple[Sweep, DataFacts | None]:
     """The sweep tied to the content of its files, after checking that it can be trained with them.
+
+    Also what its data hold; None where they are made from its seed.
 
     Raises:
         FractalError: files are missing, damaged, or do not fit together.
     """
     if sweep.model != "gpt":
-        return sweep  # made from its seed, not from files
-    from fractal_k8s.train.materials import load_materials
+        return sweep, None
+    from fractal_k8s.train.materials import data_facts, load_materials, pinned
 
     materials = load_materials(sweep)
-    return sweep.pinned(
-        checkpoint_digest=materials.checkpoint_digest, dataset_digest=materials.dataset_digest
-    )
+    return pinned(sweep, materials), data_facts(sweep, materials.rows, materials.probe)
 
 
 def prepare(
@@ -103,19 +106,33 @@ def prepare(
     Raises:
         FractalError: anything that would make the launch fail.
     """
-    sweep = pin(sweep)
+    sweep, data = pin(sweep)
     folder = store.sweep(sweep.id)
     folder.read_plan()  # a damaged or foreign sweep.json is refused here
     grid = read_grid(folder, Plan(sweep, Deal()), allow_mixed=allow_mixed)
     missing = ~grid.known.ravel()
     _check_space(store, sweep, int(missing.sum()))
     left = _experiments(sweep, missing)
-    return Launch(folder, sweep, workers, points_per_shard, allow_mixed, left, reuse=reuse)
+    return Launch(
+        folder, sweep, workers, points_per_shard, allow_mixed, left, reuse=reuse, data=data
+    )
 
 
 def _experiments(sweep: Sweep, points: npt.NDArray[np.bool_]) -> int:
     """How many different experiments some points are."""
     return int(np.unique(representatives(sweep)[points.ravel()]).size)
+
+
+def check_supply(launch: Launch) -> None:
+    """Refuses a new sweep some of whose runs would see rows of the data again, unless it says so.
+
+    What is stored already, and what is made from that, may go on as it began.
+
+    Raises:
+        UsageError: with how often the rows would be seen.
+    """
+    if launch.data is not None and launch.folder.read_plan() is None:
+        refuse_repeats(launch.sweep, launch.data)
 
 
 def foretell(launch: Launch, store: Store, price_per_hour: float | None) -> Launch:
@@ -170,6 +187,8 @@ def train(
     """
     folder, sweep = launch.folder, launch.sweep
     folder.write_plan(launch.plan)
+    if launch.data is not None:
+        folder.put_note("data", launch.data.to_dict())
     with SweepLock(folder) as lock:
         if isinstance(folder.files, LocalFiles):
             folder.files.remove_leftovers(folder.key())
@@ -234,7 +253,7 @@ def probe(sweep: Sweep, store: Store | None, points: int) -> Pace:
     Raises:
         FractalError: the sweep cannot be trained here.
     """
-    sweep = pin(sweep)
+    sweep, _ = pin(sweep)
     with tempfile.TemporaryDirectory(prefix="fractal-k8s-probe-") as place:
         folder = (store or Store(place)).sweep(sweep.id)
         folder.read_plan()  # a damaged or foreign sweep.json is refused here

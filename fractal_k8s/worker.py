@@ -26,10 +26,23 @@ from fractal_k8s.errors import (
 )
 from fractal_k8s.results.attempt import Attempt
 from fractal_k8s.results.files import LocalFiles
-from fractal_k8s.results.grid import DIVERGED, FAILED, NOT_TRAINABLE, STATE_NAMES, TRAINABLE
+from fractal_k8s.results.grid import (
+    DIVERGED,
+    FAILED,
+    MARGINAL,
+    NOT_TRAINABLE,
+    STATE_NAMES,
+    TRAINABLE,
+)
 from fractal_k8s.results.outcome import Outcome, State
 from fractal_k8s.results.store import Outcomes, Plan, SweepStore
-from fractal_k8s.results.verdict import is_stable, is_trainable
+from fractal_k8s.results.verdict import (
+    is_marginal,
+    is_stable,
+    is_trainable,
+    judged_number,
+    probe_ratio,
+)
 from fractal_k8s.stopping import Stopped, StopSignals
 from fractal_k8s.sweep.deal import Dealt, Shard
 from fractal_k8s.sweep.definition import Sweep
@@ -212,11 +225,19 @@ def judge(sweep: Sweep, outcome: Outcome) -> int:
     if outcome.state is State.FAILED:
         return FAILED
     trained = np.array(outcome.state is State.TRAINED)
-    final, ratio = np.array(outcome.final_loss), np.array(outcome.ratio)
+    final = np.array(outcome.final_loss)
     stable = is_stable(trained, final)
     if not stable:
         return DIVERGED
-    return TRAINABLE if is_trainable(sweep.verdict, stable, ratio, final) else NOT_TRAINABLE
+    number = judged_number(
+        sweep.verdict,
+        ratio=np.array(outcome.ratio),
+        final_loss=final,
+        probe_ratio=probe_ratio(outcome.probe_before, outcome.probe_after),
+    )
+    if is_trainable(sweep.verdict, stable, number):
+        return TRAINABLE
+    return MARGINAL if is_marginal(sweep.verdict, stable, number) else NOT_TRAINABLE
 
 
 def members(sweep: Sweep, shard: Shard, outcome: Outcome) -> Iterator[Outcome]:

@@ -23,9 +23,10 @@ from fractal_k8s.aggregate import aggregate, read_grid
 from fractal_k8s.analysis.summary import summarise
 from fractal_k8s.report.colours import SCHEMES
 from fractal_k8s.report.page import render_page
-from fractal_k8s.results.grid import STATE_NAMES, Grid
-from fractal_k8s.results.store import Plan, Store
+from fractal_k8s.results.grid import STATE_NAMES, Grid, build_grid
+from fractal_k8s.results.store import Outcomes, Plan, Store
 from fractal_k8s.sweep.deal import Deal
+from fractal_k8s.sweep.rule import VerdictRule
 from test_report import mixed_grid
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -365,4 +366,22 @@ def test_holes_failures_and_children_are_drawn(driver: Any, tmp_path: Path) -> N
         "return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0)"
     )
     assert drawn
+    page.check_silence()
+
+
+def test_marginal_points_are_drawn_and_named(driver: Any, tmp_path: Path) -> None:
+    grid = mixed_grid(tmp_path)
+    rule = VerdictRule(rule="bound", bound=2.5, marginal=5.0)
+    grid = build_grid(grid.sweep, Outcomes(grid.table), rule=rule)
+    file = tmp_path / "page.html"
+    file.write_text(render_page(grid, summarise(grid)))
+    page = Page(driver, file)
+    scheme = SCHEMES["original"]
+    for panel in ("binary", "trainability"):
+        assert page.colour(panel, page.cell(panel, grid, 0, 1)) == scheme.marginal
+        assert "marginal" in page.text(f"#{panel} .legend")
+    assert page.colour("binary", page.cell("binary", grid, 0, 0)) == scheme.binary[1]
+    assert "marginal" not in page.text("#loss .legend")
+    page.move(page.cell("binary", grid, 0, 1))
+    page.wait("return document.getElementById('hover').innerText.includes('marginal')")
     page.check_silence()

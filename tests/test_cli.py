@@ -446,7 +446,7 @@ def test_a_map_larger_than_the_terminal_shows_the_points_that_come_first() -> No
     from fractal_k8s.cli.display import map_text
 
     states = np.zeros((128, 128), np.uint8)
-    states[::4, ::4] = 4
+    states[::4, ::4] = 5
     lines = map_text(states, max_columns=40, max_rows=60).plain.splitlines()
     assert len(lines) == 16
     assert all(len(line) == 32 for line in lines)
@@ -460,14 +460,14 @@ def test_without_colours_the_live_map_is_letters() -> None:
 
     console = Console(force_terminal=True, width=80, height=24, no_color=True)
     display = LiveDisplay(console)
-    sweep = mlp_sweep(resolution=[2, 5])
+    sweep = mlp_sweep(resolution=[2, 6], verdict={"marginal": 1.5})
     with console.capture() as captured:
-        display.begin(sweep, np.array([[0, 1, 2, 3, 4], [4, 4, 4, 4, 4]], np.uint8), 2)
+        display.begin(sweep, np.array([[0, 1, 2, 3, 4, 5], [5] * 6], np.uint8), 2)
         display.end()
     lines = [line.rstrip() for line in captured.get().splitlines()]
-    top = lines.index("#####")
-    assert lines[top + 1] == " !x.#"
-    assert lines[top + 2].startswith("# trainable")
+    top = lines.index("######")
+    assert lines[top + 1] == " !x.~#"
+    assert lines[top + 2].startswith("# trainable   ~ marginal")
 
 
 def test_the_speed_is_not_told_before_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -478,10 +478,10 @@ def test_the_speed_is_not_told_before_it_is_known(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     progress = Progress(mlp_sweep(resolution=[10, 10]), np.zeros((10, 10), np.uint8))
     clock[0] += 30  # starting takes long
-    progress.states.flat[:10] = 4
+    progress.states.flat[:10] = 5
     assert progress.text().endswith("starting")
     clock[0] += 2
-    progress.states.flat[:30] = 4
+    progress.states.flat[:30] = 5
     assert progress.text().endswith("10 points/s  7 s left")
 
 

@@ -738,7 +738,7 @@ def test_any_map_gives_plain_data_and_readable_lines(
         tmp_path, Sweep.parse(raw), lambda i, j: [2.0, *random.uniform(0, 4, 8).tolist()]
     )
     for _ in range(10):
-        states = random.choice(5, shape, p=random.dirichlet([0.3, 0.2, 0.5, 0.7, 1]))
+        states = random.choice(6, shape, p=random.dirichlet([0.3, 0.2, 0.5, 0.7, 0.3, 1]))
         subject = with_states(grid, states)
         results = run_analyses(subject, ("critical", "distance", "early_warning"))
         for name, result in results.items():

@@ -35,11 +35,12 @@ from fractal_k8s.report.fit import fit_of
 from fractal_k8s.report.picture import read_mask
 from fractal_k8s.report.typography import COLUMN, PAGE, pdf, png
 from fractal_k8s.report.view import axis_views
-from fractal_k8s.results.grid import Grid
+from fractal_k8s.results.grid import Grid, build_grid
 from fractal_k8s.results.outcome import State
-from fractal_k8s.results.store import Plan, Store
+from fractal_k8s.results.store import Outcomes, Plan, Store
 from fractal_k8s.sweep.deal import Deal
 from fractal_k8s.sweep.definition import Sweep
+from fractal_k8s.sweep.rule import VerdictRule
 from test_results import grid_of, outcome_of, stored
 
 LOSSES = {
@@ -131,6 +132,7 @@ def least_difference(scheme: Scheme, vision: str) -> float:
     pairs = [(scheme.binary[0], scheme.binary[1]), (scheme.failed, scheme.binary[0])]
     pairs += [(scheme.stops[0][1], blue) for blue in blues]
     pairs += [(scheme.failed, blue) for blue in blues]
+    pairs += [(scheme.marginal, other) for other in (*blues, scheme.binary[0], scheme.failed)]
     return min(float(np.linalg.norm(lab(a, vision) - lab(b, vision))) for a, b in pairs)
 
 
@@ -221,6 +223,22 @@ def test_missing_failed_and_untrainable_cells_look_different(tmp_path: Path) -> 
     assert failed == (0xF2, 0xA9, 0)
     assert len(missing) > 1  # hatched
     assert not missing & {untrainable, failed}
+
+
+def test_marginal_cells_have_a_colour_of_their_own(tmp_path: Path) -> None:
+    grid = mixed_grid(tmp_path)
+    rule = VerdictRule(rule="bound", bound=2.5, marginal=5.0)
+    grid = build_grid(grid.sweep, Outcomes(grid.table), rule=rule)
+    figure = three_panels(grid, summarise(grid))
+    data, centres = png(figure), axis_views(grid.sweep)[1].centres
+    for panel in (figure.axes[0], figure.axes[2]):
+        assert pixel(data, panel, centres[1], -2) == (0x3C, 0x8D, 0x40)
+        assert pixel(data, panel, centres[3], -2) == (0x8B, 0, 0)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "missing",
+        "failed",
+        "marginal",
+    ]
 
 
 def test_the_same_map_gives_the_same_picture(tmp_path: Path) -> None:

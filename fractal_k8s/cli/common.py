@@ -118,6 +118,14 @@ def sweep_options(function: F) -> F:
     return function
 
 
+def repeats_option(function: F) -> F:
+    return click.option(
+        "--allow-repeats",
+        is_flag=True,
+        help="Accept runs that see rows again: they ask for more tokens than the data hold.",
+    )(function)
+
+
 def read_sweep(
     sweep_file: Path | None,
     preset: str | None,
@@ -127,8 +135,9 @@ def read_sweep(
     checkpoint: str | None,
     dataset: str | None,
     name: str | None,
+    allow_repeats: bool = False,
 ) -> Sweep:
-    """The sweep that the options of `sweep_options` describe."""
+    """The sweep that the options of `sweep_options` (and `repeats_option`) describe."""
     from fractal_k8s.sweep.load import parse_text, preset_text, read_raw, resolve
 
     if sweep_file is not None and preset is not None:
@@ -138,6 +147,8 @@ def read_sweep(
     else:
         preset = preset or DEFAULT_PRESET
         raw, source = parse_text(preset_text(preset), source=preset), f"preset {preset}"
+    if allow_repeats:
+        settings = (*settings, "training.allow_repeats=true")
     return resolve(
         raw,
         settings=settings,
@@ -207,6 +218,9 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
             f"{summary['verdict']['window']} losses holds the first loss"
         )
     lines += [f"  problem: {problem}" for problem in summary.get("problems", [])]
+    lines += [
+        f"  data: {text}" for text in summary.get("notes", {}).get("data", {}).get("sentences", [])
+    ]
     return lines
 
 

@@ -15,7 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from fractal_k8s.cli.common import duration, per_second
-from fractal_k8s.results.grid import DIVERGED, FAILED, MISSING, NOT_TRAINABLE, TRAINABLE
+from fractal_k8s.results.grid import (
+    DIVERGED,
+    FAILED,
+    MARGINAL,
+    MISSING,
+    NOT_TRAINABLE,
+    TRAINABLE,
+)
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.worker import PointEvent
 
@@ -26,10 +33,18 @@ _COLOURS: Final = {
     FAILED: "#f2a900",
     DIVERGED: "#5c0000",
     NOT_TRAINABLE: "#b22222",
+    MARGINAL: "#3c8d40",
     TRAINABLE: "#4169e1",
 }
 # What stands for a point on a terminal without colours.
-_LETTERS: Final = {MISSING: " ", FAILED: "!", DIVERGED: "x", NOT_TRAINABLE: ".", TRAINABLE: "#"}
+_LETTERS: Final = {
+    MISSING: " ",
+    FAILED: "!",
+    DIVERGED: "x",
+    NOT_TRAINABLE: ".",
+    MARGINAL: "~",
+    TRAINABLE: "#",
+}
 _NARROW: Final = 110
 _PLAIN_EVERY_S: Final = 5.0
 _REFRESH_S: Final = 0.25
@@ -173,20 +188,27 @@ def render(progress: Progress, console: Console) -> RenderableType:
     width, height = console.width, console.height - _LINES_BESIDE_MAP
     if width >= _MIN_WIDTH_FOR_MAP and height >= 4:
         drawn = map_text(progress.states, width, 2 * height) if coloured else None
-        parts += [drawn or letters_text(progress.states, width, height), _legend(coloured)]
+        has_band = progress.sweep.verdict.marginal is not None
+        parts += [
+            drawn or letters_text(progress.states, width, height),
+            _legend(coloured, has_band),
+        ]
     return Group(*parts)
 
 
-def _legend(coloured: bool) -> Text:
+def _legend(coloured: bool, has_band: bool) -> Text:
     text = Text()
     names = (
         (TRAINABLE, "trainable"),
+        (MARGINAL, "marginal"),
         (NOT_TRAINABLE, "not trainable"),
         (DIVERGED, "diverged"),
         (FAILED, "failed"),
         (MISSING, "missing"),
     )
     for state, name in names:
+        if state == MARGINAL and not has_band:
+            continue
         text.append("██ " if coloured else f"{_LETTERS[state]} ", style=_COLOURS[state])
         text.append(f"{name}   ")
     return text

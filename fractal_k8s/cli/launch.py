@@ -13,6 +13,7 @@ from fractal_k8s.cli.common import (
     mixed_option,
     open_store,
     read_sweep,
+    repeats_option,
     store_option,
     sweep_options,
 )
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="A pilot of N random pairs instead of the grid: is the edge fractal, and how much?",
 )
+@repeats_option
 @store_option
 @training_options
 @mixed_option
@@ -44,6 +46,7 @@ def command(
     dataset: str | None,
     name: str | None,
     pairs: int | None,
+    allow_repeats: bool,
     store_uri: str,
     allow_mixed: bool,
     as_json: bool,
@@ -69,9 +72,10 @@ def command(
         checkpoint=checkpoint,
         dataset=dataset,
         name=name,
+        allow_repeats=allow_repeats,
     )
     store = open_store(store_uri)
-    options = {"allow_mixed": allow_mixed, "as_json": as_json, **training}
+    options = {"allow_mixed": allow_mixed, "as_json": as_json, "new": True, **training}
     if pairs is None:
         train_and_report(sweep, store, **options)
     else:

@@ -16,6 +16,7 @@ from fractal_k8s.cli.common import (
     json_option,
     open_store,
     read_sweep,
+    repeats_option,
     store_option,
     sweep_options,
 )
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from fractal_k8s.sweep.memory import Shape
     from fractal_k8s.sweep.pace import Pace
     from fractal_k8s.sweep.plan import Forecast, Terms
+    from fractal_k8s.sweep.supply import DataFacts
 
 _PROBE_POINTS: Final = 9
 
@@ -46,6 +48,7 @@ class _ProbePoints(click.ParamType[int]):
 
 @click.command(cls=Command)
 @sweep_options
+@repeats_option
 @click.option(
     "--probe",
     type=_ProbePoints(),
@@ -102,6 +105,7 @@ def command(
     checkpoint: str | None,
     dataset: str | None,
     name: str | None,
+    allow_repeats: bool,
     probe: int | None,
     keep: bool,
     seconds_per_point: float | None,
@@ -122,6 +126,7 @@ def command(
         fractal-k8s plan --preset tanh --res 512 --probe
         fractal-k8s plan sweep.toml --workers 64 --points-per-index 32 --price 3.5
     """
+    from fractal_k8s.sweep.flops import with_flops
     from fractal_k8s.sweep.plan import forecast
 
     if probe is not None and seconds_per_point is not None:
@@ -136,13 +141,17 @@ def command(
         checkpoint=checkpoint,
         dataset=dataset,
         name=name,
+        allow_repeats=allow_repeats,
     )
     shape = _shape(sweep, depth)
+    sweep = with_flops(sweep, shape)
+    data = _data(sweep)
     store = open_store(store_uri)
     pace = _pace(sweep, store, probe, keep, seconds_per_point)
     if pace is not None and start_seconds is not None:
         pace = replace(pace, start_seconds=start_seconds)
-    made = forecast(sweep, pace, _terms(store, workers, points_per_shard, price), shape)
+    terms = _terms(store, workers, points_per_shard, price)
+    made = forecast(sweep, pace, terms, shape=shape, data=data)
     if as_json:
         echo_json(made.to_dict())
     else:
@@ -205,6 +214,26 @@ def _shape(sweep: Sweep, depth: int | None) -> Shape | None:
     return Shape.of_config(read_config(files), source=str(files.meta))
 
 
+def _data(sweep: Sweep) -> DataFacts | None:
+    """What the sweep's data hold; None where they or their tokenizer are not on this machine.
+
+    Raises:
+        FractalError: what was named is not there, is damaged, or holds too little.
+    """
+    checkpoint = getattr(sweep.spec, "checkpoint", None)
+    kind, _, file = sweep.spec.dataset.partition(":")
+    if checkpoint is None or kind != "conversations" or not file:
+        return None
+    if not Path(checkpoint).expanduser().is_dir():
+        return None
+    from fractal_k8s.sweep.supply import refuse_repeats
+    from fractal_k8s.train.materials import read_facts
+
+    data = read_facts(sweep)
+    refuse_repeats(sweep, data)
+    return data
+
+
 # --- text ---
 
 
@@ -216,6 +245,7 @@ def _lines(made: Forecast) -> list[str]:
         ("precision", _precision(sweep)),
         ("points", f"{made.points:,} points, {made.distinct:,} distinct experiments"),
         *_step_rows(made),
+        *_data_rows(made),
         *(("note", note) for note in made.notes),
         *_time_rows(made),
         *_resource_rows(made),
@@ -238,13 +268,37 @@ def _span(values: tuple[float, ...]) -> str:
 
 def _step_rows(made: Forecast) -> list[tuple[str, str]]:
     if made.steps is None:
-        return [("steps", "follow from the data (supervised token accounting)")]
-    low, high = made.steps
-    each = f"{low:,}" + (f" to {high:,}" if high > low else "")
-    rows = [("steps", f"{each} per point, {made.total_steps:,} in all")]
+        what = "checkpoint (FLOPs)" if made.sweep.counts_flops else "data (supervised accounting)"
+        return [("steps", f"follow from the {what}: give --checkpoint and --dataset")]
+    rows = [("steps", f"{_from_to(made.steps)} per point, {made.total_steps:,} in all")]
     if made.expected_steps and made.total_steps and made.expected_steps < made.total_steps:
         share = made.expected_steps / made.total_steps
         rows.append(("", f"{made.expected_steps:,} of them expected: runs end early ({share:.0%})"))
+    return rows
+
+
+def _from_to(numbers: tuple[int, int]) -> str:
+    low, high = numbers
+    return f"{low:,}" + (f" to {high:,}" if high > low else "")
+
+
+def _data_rows(made: Forecast) -> list[tuple[str, str]]:
+    """Batch and warmup of a fine-tune, and what its data hold."""
+    rows = []
+    if (batch := made.batching) is not None:
+        text = f"{_from_to(batch.rows)} rows"
+        text += f" = {_from_to(batch.tokens)} tokens a step"
+        if batch.part_rows is not None:
+            text += f", in parts of {batch.part_rows:,} rows"
+        rows.append(("batch", text))
+        if batch.warmup_steps is not None:
+            plural = "" if batch.warmup_steps == (1, 1) else "s"
+            rows.append(("warmup", f"{_from_to(batch.warmup_steps)} step{plural}"))
+    if made.data is not None:
+        text = f"{made.data.rows:,} rows to train on"
+        if made.data.probe_rows:
+            text += f", {made.data.probe_rows:,} probe rows"
+        rows.append(("data", text))
     return rows
 
 

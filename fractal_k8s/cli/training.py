@@ -81,8 +81,13 @@ def train_missing(
     price_per_hour: float | None,
     backend: str,
     reuse: bool = True,
+    new: bool = False,
 ) -> Aggregation:
     """Trains what is missing of a sweep and writes its summary.
+
+    Args:
+        reuse: take over what the sweep's family has stored of it.
+        new: the sweep was described just now, so that its demand is checked.
 
     Raises:
         IncompleteError: points are missing or failed; the summary was written all the same.
@@ -104,12 +109,16 @@ def train_missing(
         allow_mixed=allow_mixed,
         reuse=reuse,
     )
+    if new:
+        controller.check_supply(launch)
     console = Console(stderr=as_json)
     if not launch.missing:
         console.print(
             f"{launch.sweep.id}: every point is stored, nothing to train", highlight=False
         )
         return _summarise(launch)
+    for text in [] if launch.data is None else launch.data.notes(launch.sweep.training):
+        console.print(f"note: {text}", highlight=False, soft_wrap=True)
     launch = controller.foretell(launch, store, price_per_hour)
     stop = _Stop()
     with stop.on_signals():

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import numpy as np
+
 from fractal_k8s.errors import CorruptError, UsageError
+
+_ORDER_STREAM: Final = 4
 
 _PARTS: Final = {
     # kind of part -> (token before, token after, trained)
@@ -41,10 +45,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows to train on, in file order, and how many were left out because nothing in them is."""
+    """Rows to train on, in file order, and what was cut off of the others."""
 
     rows: list[Row]
-    left_out: int
+    # left out: answers that begin behind the cut, and conversations without an answer
+    lost: int = 0
+    unanswered: int = 0
+    # kept, but cut inside an answer
+    cut: int = 0
+
+    @property
+    def left_out(self) -> int:
+        return self.lost + self.unanswered
 
 
 class _Rendering:
@@ -135,26 +147,45 @@ def read_rows(path: Path, encoder: Encoder, max_seq_len: int) -> Rows:
         UsageError: the file is missing, of an unknown kind, or nothing in it can be trained on.
         CorruptError: a line or row is damaged; says which.
     """
-    rows: list[Row] = []
-    left_out = 0
-    for place, messages in _read_messages(path):
-        try:
-            whole = render(messages, encoder)
-        except ValueError as error:
-            raise CorruptError(f"{path} {place}: {error}") from None
-        row = Row(whole.ids[:max_seq_len], whole.trained[:max_seq_len])
-        if any(row.trained[1:]):
-            rows.append(row)
-        else:
-            left_out += 1
-    if not rows and not left_out:
+    rows = cut_rows(_rendered(path, encoder), max_seq_len)
+    if not rows.rows and not rows.left_out:
         raise UsageError(f"{path}: is empty; give a file with one conversation a line")
-    if not rows:
+    if not rows.rows:
         raise UsageError(
-            f"{path}: none of its {left_out} conversations has anything to train on within "
+            f"{path}: none of its {rows.left_out} conversations has anything to train on within "
             f"max_seq_len {max_seq_len}; an answer must begin before that, see training.max_seq_len"
         )
-    return Rows(rows, left_out)
+    return rows
+
+
+def _rendered(path: Path, encoder: Encoder) -> Iterator[Row]:
+    for place, messages in _read_messages(path):
+        try:
+            yield render(messages, encoder)
+        except ValueError as error:
+            raise CorruptError(f"{path} {place}: {error}") from None
+
+
+def cut_rows(whole: Iterable[Row], max_seq_len: int) -> Rows:
+    """Whole conversations cut to `max_seq_len` ids; those with nothing left to train on counted."""
+    rows: list[Row] = []
+    lost = unanswered = cut = 0
+    for row in whole:
+        kept = Row(row.ids[:max_seq_len], row.trained[:max_seq_len])
+        if any(kept.trained[1:]):
+            rows.append(kept)
+            cut += any(row.trained[max_seq_len:])
+        elif any(row.trained):
+            lost += 1
+        else:
+            unanswered += 1
+    return Rows(rows, lost=lost, unanswered=unanswered, cut=cut)
+
+
+def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
+    """The rows in the order that a run's seed draws."""
+    order = np.random.RandomState([seed, _ORDER_STREAM]).permutation(len(rows))
+    return [rows[k] for k in order]
 
 
 def file_digest(path: Path) -> str:

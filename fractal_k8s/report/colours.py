@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, to_hex
 
-from fractal_k8s.results.grid import FAILED, MISSING, TRAINABLE, Grid
+from fractal_k8s.results.grid import FAILED, MARGINAL, MISSING, TRAINABLE, Grid
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,8 +31,9 @@ class Scheme:
     stops: tuple[tuple[float, str], ...]
     # not trainable, trainable
     binary: tuple[str, str]
-    # of a failed point, which no other colour of the scheme comes near
+    # of a failed point and of a marginal one, which no other colour of the scheme comes near
     failed: str
+    marginal: str
     # colormaps by matplotlib's names: final loss, convergence measure, steps, share of replicas
     loss: str
     measure: str
@@ -59,6 +60,7 @@ ORIGINAL: Final = Scheme(
     ),
     binary=BINARY_COLOURS,
     failed="#F2A900",
+    marginal="#3C8D40",
     loss="viridis",
     measure="Spectral",
     steps="inferno",
@@ -77,6 +79,7 @@ SAFE: Final = Scheme(
     ),
     binary=("#E8923C", "#08306B"),
     failed="#000000",
+    marginal="#735639",
     loss="cividis",
     measure="PuOr",
     steps="cividis",
@@ -95,9 +98,9 @@ def colour_table(colormap: Colormap | str, size: int) -> str:
 def trainability_values(grid: Grid) -> Floats:
     """-1 where a point is not trainable (or diverged), 0.3..1 where it is: 1 for the lowest loss.
 
-    NaN where there is no verdict: missing and failed points. Shape (rows, columns).
+    NaN where it is neither: marginal points, and those without a verdict. Shape (rows, columns).
     """
-    values = np.where(grid.known, -1.0, np.nan)
+    values = np.where(grid.known & (grid.states != MARGINAL), -1.0, np.nan)
     trainable = grid.states == TRAINABLE
     if trainable.any():
         losses = grid.final_loss[trainable]

@@ -73,6 +73,8 @@ def _records(
         "lossCount": grid.num_losses.astype(np.uint32),
         "lostAt": np.where(_lost(grid, lost_at), lost_at, NEVER).astype(np.uint32),
     }
+    if np.isfinite(grid.probe_ratio).any():
+        arrays["probeRatio"] = rounded(grid.probe_ratio)
     if grid.sweep.spec.seed_policy != "shared":
         seeds = np.zeros(grid.sweep.num_points)
         seeds[grid.point_indexes()] = grid.table.column("run_seed").to_numpy()
@@ -113,6 +115,7 @@ def _scheme(scheme: Scheme) -> dict[str, Any]:
     return {
         "title": scheme.title,
         "failed": scheme.failed,
+        "marginal": scheme.marginal,
         "tables": {
             "trainability": colour_table(scheme.trainability(), _TRAINABILITY_COLOURS),
             "binary": "".join(colour[1:] for colour in scheme.binary),

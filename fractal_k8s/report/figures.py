@@ -26,7 +26,7 @@ from fractal_k8s.report.colours import (
 )
 from fractal_k8s.report.typography import PAGE, paper_style
 from fractal_k8s.report.view import AxisView, axis_views
-from fractal_k8s.results.grid import TRAINABLE, Grid
+from fractal_k8s.results.grid import MARGINAL, TRAINABLE, Grid
 
 PANEL_TITLES: Final = ("Trainability Boundary", "Final Loss (trainable runs)", "Binary Trainable")
 _MAP_LAYER: Final = 1.0
@@ -40,7 +40,7 @@ Box = tuple[tuple[float, float], tuple[float, float]]
 def three_panels(grid: Grid, summary: dict[str, Any], scheme: Scheme = ORIGINAL) -> Figure:
     """Trainability, final loss of the trainable runs, and the binary map; missing cells hatched."""
     trainable = grid.states == TRAINABLE
-    binary = np.where(grid.known, trainable.astype(float), np.nan)
+    binary = np.where(grid.known & (grid.states != MARGINAL), trainable.astype(float), np.nan)
     losses = np.where(trainable, grid.final_loss, np.nan)
     shown: tuple[tuple[Floats, str | ListedColormap, tuple[float, float]], ...] = (
         (trainability_values(grid), scheme.trainability(), (-1.0, 1.0)),
@@ -52,6 +52,8 @@ def three_panels(grid: Grid, summary: dict[str, Any], scheme: Scheme = ORIGINAL)
         panels = figure.subplots(1, 3, sharey=True)
         for axes, title, (values, colours, limits) in zip(panels, PANEL_TITLES, shown, strict=True):
             picture = _map(axes, grid, values, colours, limits, scheme)
+            if title != PANEL_TITLES[1]:
+                _mark(axes, grid, grid.states == MARGINAL, scheme.marginal)
             axes.set_title(title)
             axes.locator_params(axis="x", nbins=5)
             bar = figure.colorbar(picture, ax=axes, orientation="horizontal", aspect=26)
@@ -188,17 +190,28 @@ def _map(
             zorder=_MAP_LAYER,
             rasterized=True,
         )
-    if failed.any():
-        marks = np.ma.masked_where(~failed, np.ones(failed.shape))
-        one_colour = ListedColormap([scheme.failed])
-        axes.pcolormesh(
-            x.edges, y.edges, marks, cmap=one_colour, zorder=_MAP_LAYER, rasterized=True
-        )
+    _mark(axes, grid, failed, scheme.failed)
     axes.set_xlim(x.edges[0], x.edges[-1])
     axes.set_ylim(y.edges[0], y.edges[-1])
     axes.set_xlabel(x.label)
     axes.set_ylabel(y.label)
     return picture
+
+
+def _mark(axes: Axes, grid: Grid, cells: npt.NDArray[np.bool_], colour: str) -> None:
+    """Cells in one colour, above the map."""
+    if not cells.any():
+        return
+    y, x = axis_views(grid.sweep)
+    marks = np.ma.masked_where(~cells, np.ones(cells.shape))
+    axes.pcolormesh(
+        x.edges,
+        y.edges,
+        marks,
+        cmap=ListedColormap([colour]),
+        zorder=_MAP_LAYER,
+        rasterized=True,
+    )
 
 
 def _hatch(axes: Axes, missing: npt.NDArray[np.bool_], y: AxisView, x: AxisView) -> None:
@@ -231,7 +244,7 @@ def _limits(losses: Floats) -> tuple[float, float]:
 
 
 def _unjudged_legend(figure: Figure, grid: Grid, scheme: Scheme) -> None:
-    """What hatching and the failures' colour mean, where the map has such cells."""
+    """What hatching and the colours of failures and marginal points mean, where there are any."""
     missing, failed = unjudged(grid)
     patches = []
     if missing.any():
@@ -240,5 +253,7 @@ def _unjudged_legend(figure: Figure, grid: Grid, scheme: Scheme) -> None:
         )
     if failed.any():
         patches.append(Patch(color=scheme.failed, label="failed"))
+    if (grid.states == MARGINAL).any():
+        patches.append(Patch(color=scheme.marginal, label="marginal"))
     if patches:
-        figure.legend(handles=patches, loc="outside lower right", ncols=2, frameon=False)
+        figure.legend(handles=patches, loc="outside lower right", ncols=3, frameon=False)

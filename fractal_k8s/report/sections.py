@@ -72,6 +72,8 @@ def tiles(grid: Grid, summary: Summary) -> str:
         ("Diverged", f"{counts['diverged']:,}", ""),
         ("Edge dimension", *_dimension_tile(summary)),
     ]
+    if "marginal" in counts:
+        rows.insert(3, ("Marginal", f"{counts['marginal']:,}", ""))
     if counts["failed"]:
         rows.insert(4, ("Failed", f"{counts['failed']:,}", ""))
     return "".join(
@@ -106,6 +108,8 @@ def notices(grid: Grid, summary: Summary) -> str:
             f"({rows} rows and {columns} columns are affected)."
         )
     texts += summary["problems"]
+    if lost := summary["notes"].get("data", {}).get("sentences"):
+        texts.append(f"Data: {'; '.join(lost)}.")
     if len(summary["numerics_classes"]) > 1:
         texts.append(f"Mixed numerics classes: {'; '.join(summary['numerics_classes'])}")
     return "".join(f'<p class="notice">{html.escape(text)}</p>' for text in texts)
@@ -217,12 +221,6 @@ def _about(grid: Grid, summary: Summary) -> str:
 
 def _setting_rows(grid: Grid) -> Rows:
     spec = grid.sweep.spec
-    rule = grid.rule
-    verdict = (
-        f"mean of last {rule.window} losses < {rule.threshold:g} × first loss"
-        if rule.rule == "ratio"
-        else f"final loss < {rule.bound:g}"
-    )
     axes = [
         (f"{name} axis", f"{knob.name}: {len(values)} values, {values[0]!r} to {values[-1]!r}")
         for name, knob, values in (
@@ -236,7 +234,7 @@ def _setting_rows(grid: Grid) -> Rows:
         ("checkpoint", spec.checkpoint or "none"),
         ("data", spec.dataset),
         *axes,
-        ("verdict", verdict),
+        ("verdict", grid.rule.sentence),
         ("seed", f"{spec.seed}, {spec.seed_policy}"),
         *((name, str(value)) for name, value in training.items()),
     ]

@@ -5,6 +5,7 @@ A hole stays a hole: nothing here fills, averages or guesses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -18,17 +19,24 @@ from fractal_k8s.errors import ConflictError
 from fractal_k8s.results import schema
 from fractal_k8s.results.outcome import State, loss_facts
 from fractal_k8s.results.store import Outcomes
-from fractal_k8s.results.verdict import is_stable, is_trainable
+from fractal_k8s.results.verdict import (
+    is_marginal,
+    is_stable,
+    is_trainable,
+    judged_number,
+    probe_ratio,
+)
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.rule import VerdictRule
 
-# Codes of the five states of a point, in the order in which they are counted and drawn.
+# Codes of the states of a point, in the order in which they are counted and drawn.
 MISSING: Final = 0
 FAILED: Final = 1
 DIVERGED: Final = 2
 NOT_TRAINABLE: Final = 3
-TRAINABLE: Final = 4
-STATE_NAMES: Final = ("missing", "failed", "diverged", "not trainable", "trainable")
+MARGINAL: Final = 4
+TRAINABLE: Final = 5
+STATE_NAMES: Final = ("missing", "failed", "diverged", "not trainable", "marginal", "trainable")
 
 
 @dataclass
@@ -43,6 +51,8 @@ class Grid:
     final_loss: npt.NDArray[np.float64]
     last_mean_loss: npt.NDArray[np.float64]
     ratio: npt.NDArray[np.float64]
+    # loss on the probe rows after the run over the one before it, NaN without such rows
+    probe_ratio: npt.NDArray[np.float64]
     # updates made, and recorded losses
     steps: npt.NDArray[np.int64]
     num_losses: npt.NDArray[np.int64]
@@ -68,8 +78,12 @@ class Grid:
         return float(self.known.mean())
 
     def counts(self) -> dict[str, int]:
+        """Points by state; marginal ones are named only where the rule has such a band."""
         numbers = np.bincount(self.states.ravel(), minlength=len(STATE_NAMES))
-        return {name: int(number) for name, number in zip(STATE_NAMES, numbers, strict=True)}
+        counts = {name: int(number) for name, number in zip(STATE_NAMES, numbers, strict=True)}
+        if self.rule.marginal is None:
+            del counts[STATE_NAMES[MARGINAL]]
+        return counts
 
     def point_indexes(self) -> npt.NDArray[np.int64]:
         """Index of the point of each row of `table`."""
@@ -137,6 +151,7 @@ def build_grid(
         final_loss=column("final_loss"),
         last_mean_loss=spread(last_mean, np.nan, np.float64),
         ratio=spread(ratio, np.nan, np.float64),
+        probe_ratio=probe_ratio(column("probe_before"), column("probe_after")),
         steps=spread(table.column("steps").to_numpy(), 0, np.int64),
         num_losses=spread(pc.list_value_length(table.column("losses")).to_numpy(), 0, np.int64),
         seconds=spread(table.column("seconds").to_numpy(), 0.0, np.float64),
@@ -155,7 +170,11 @@ def _judge(grid: Grid, where: Mapping[State, npt.NDArray[np.bool_]]) -> None:
     grid.states[where[State.FAILED]] = FAILED
     grid.states[where[State.DIVERGED] | (trained & ~stable)] = DIVERGED
     grid.states[stable] = NOT_TRAINABLE
-    grid.states[is_trainable(grid.rule, stable, grid.ratio, grid.final_loss)] = TRAINABLE
+    number = judged_number(
+        grid.rule, ratio=grid.ratio, final_loss=grid.final_loss, probe_ratio=grid.probe_ratio
+    )
+    grid.states[is_marginal(grid.rule, stable, number)] = MARGINAL
+    grid.states[is_trainable(grid.rule, stable, number)] = TRAINABLE
 
 
 def _classes(sweep: Sweep, table: pa.Table, allow_mixed: bool) -> list[str]:
@@ -198,9 +217,12 @@ def _one_row_per_point(sweep: Sweep, table: pa.Table) -> tuple[pa.Table, list[st
 
 
 def _result(table: pa.Table, row: int) -> tuple[Any, ...]:
-    values = (table.column(name)[row].as_py() for name in schema.RESULT_COLUMNS)
+    names = (*schema.RESULT_COLUMNS, *schema.LATER_RESULT_COLUMNS)
+    values = (table.column(name)[row].as_py() for name in names)
     return tuple(
-        np.asarray(value, np.float32).tobytes() if isinstance(value, list) else repr(value)
+        np.asarray(value, np.float32).tobytes()
+        if isinstance(value, list)
+        else repr(math.nan if value is None else value)  # a column that an older file lacks
         for value in values
     )
 

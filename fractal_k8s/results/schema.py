@@ -37,6 +37,8 @@ RESULT_COLUMNS: Final = (
     "data_hash",
     "losses",
 )
+# Those that files of earlier releases lack, where they count as not measured.
+LATER_RESULT_COLUMNS: Final = ("probe_before", "probe_after")
 
 
 def outcome_schema(sweep: Sweep) -> pa.Schema:

@@ -20,6 +20,7 @@ from fractal_k8s.sweep.deal import representatives
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.pace import Measured, Pace, fit, lanes_of
 from fractal_k8s.sweep.plan import planned_steps
+from fractal_k8s.sweep.runs import batching
 from fractal_k8s.sweep.training import GPTTraining, MLPTraining, Training
 
 # A forecast reads the most recent sweeps until it has seen this many points.
@@ -139,9 +140,10 @@ def _work(sweep: Sweep) -> tuple[object, ...]:
     training: Training = sweep.training
     if isinstance(training, GPTTraining):
         counted = training.num_steps() is None
+        made_of = batching(sweep, None)
         return (
             sweep.model,
-            training.batch_size,
+            made_of and made_of.rows,
             training.device_batch_size,
             training.gradient_checkpointing,
             training.max_seq_len,

@@ -29,15 +29,16 @@ WARMUP: Final = "warmup"
 class Knob:
     """One hyperparameter that an axis can vary.
 
-    `kind` says which values make sense: a `rate` is above 0, a `count` is a whole number of at
-    least 1, a `fraction` lies in 0..1, an `amount` is at least 0, an `offset` is any number.
+    `kind` says which values make sense: a `rate` is above 0 and so is a `budget`, a `count` is a
+    whole number of at least 1, a `fraction` lies in 0..1, an `amount` is at least 0, an `offset` is
+    any number.
     `writes` are the keys of the training config that the knob decides, `turn` returns the config
     with the knob at a value.
     """
 
     name: str
     model: Model
-    kind: Literal["rate", "count", "fraction", "amount", "offset"]
+    kind: Literal["rate", "budget", "count", "fraction", "amount", "offset"]
     label: str
     writes: tuple[str, ...]
     turn: Callable[[Any, float], Training]
@@ -75,6 +76,15 @@ def _all_rates(training: GPTTraining, value: float) -> Training:
     return training.model_copy(update={"matrix_lr": value, **scaled})
 
 
+def _rows_of(training: GPTTraining, value: float) -> Training:
+    """A step of so many tokens; `checks` refuses a number that whole rows do not make."""
+    return training.model_copy(update={"batch_size": int(value) // training.max_seq_len})
+
+
+def _flops(training: GPTTraining, value: float) -> Training:
+    return training.model_copy(update={"flops": float(value)})
+
+
 def _both_layers(training: MLPTraining, value: float) -> Training:
     return training.model_copy(update=dict.fromkeys(_MLP_RATES, value))
 
@@ -87,6 +97,10 @@ _TABLE = (
     _plain("attention_lr", "gpt", "rate", "attention learning rate", group="matrix"),
     _plain("mlp_lr", "gpt", "rate", "MLP learning rate", group="matrix"),
     _plain("tokens", "gpt", "count", "training tokens", affects=STEPS),
+    Knob(
+        "batch_tokens", "gpt", "count", "tokens of a step", ("batch_size",), _rows_of, affects=STEPS
+    ),
+    Knob("flops", "gpt", "budget", "training FLOPs", ("flops", "tokens"), _flops, affects=STEPS),
     _plain("warmup_frac", "gpt", "fraction", "warmup fraction", scale="linear", affects=WARMUP),
     _plain("weight_decay", "gpt", "amount", "weight decay"),
     _plain("input_lr", "mlp", "rate", "input layer learning rate"),
@@ -105,6 +119,10 @@ def effect_problem(knob: Knob, training: Training) -> str | None:
     if not isinstance(training, GPTTraining):
         return None
     groups = training.trainable_param_groups
+    if knob.name == "tokens" and training.flops is not None:
+        return "training.flops decides the number of steps"
+    if knob.name == "flops" and training.token_accounting == "supervised":
+        return 'training.token_accounting = "supervised" counts tokens'
     if knob.group and knob.group not in groups:
         return f"group {knob.group!r} is not in training.trainable_param_groups {list(groups)}"
     if knob.name == "matrix_lr" and training.attention_lr and training.mlp_lr:
@@ -223,6 +241,7 @@ class Axis(Spec):
 def _unfit(knob: Knob, scale: Scale, value: float) -> str | None:
     checks = {
         "rate": (value > 0, "a learning rate must be above 0"),
+        "budget": (value > 0, "a budget must be above 0"),
         "count": (value >= 1 and value == int(value), "must be a whole number of at least 1"),
         "fraction": (0 <= value <= 1, "a fraction must lie in 0..1"),
         "amount": (value >= 0, "must not be negative"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -12,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from fractal_k8s.sweep.axes import KNOBS, Axis, Knob, effect_problem, knob_names, near
 from fractal_k8s.sweep.base import Spec
 from fractal_k8s.sweep.points import coinciding, distinct, representable_values
+from fractal_k8s.sweep.rule import VerdictRule
 from fractal_k8s.sweep.scatter import Cells, Pairs, can_be_moved
 from fractal_k8s.sweep.training import GPTTraining, Training
 
@@ -36,6 +38,7 @@ class Parts:
     training: Training | None = None
     seed: int = 0
     seed_policy: str = "shared"
+    verdict: VerdictRule | None = None
     scatter: Pairs | Cells | None = None
 
     def knob(self, axis: Axis) -> Knob | None:
@@ -62,10 +65,12 @@ def grid_problems(parts: Parts) -> list[str]:
     problems: list[str] = []
     for name, axis in parts.axes.items():
         found = list(_axis_problems(parts, name, axis))
-        problems += found or list(_neighbour_problems(parts, name, axis))
+        problems += found or list(_value_problems(parts, name, axis))
     for one, other in combinations(parts.axes.values(), 2):
         problems += _overlap_problems(parts, one, other)
     problems += _scatter_problems(parts)
+    problems += _batch_problems(parts)
+    problems += _verdict_problems(parts)
     return [*problems, *_name_problems(parts), *_seed_problems(parts)]
 
 
@@ -88,11 +93,14 @@ def _axis_problems(parts: Parts, name: str, axis: Axis) -> Iterator[str]:
         yield f"resolution: an axis over a range needs at least 2 {word}, got {count}"
 
 
-def _neighbour_problems(parts: Parts, name: str, axis: Axis) -> Iterator[str]:
+def _value_problems(parts: Parts, name: str, axis: Axis) -> Iterator[str]:
+    """Values of an axis that are too close to each other, or that no batch can have."""
     knob, count = parts.knob(axis), parts.count(name)
     if knob is None or count is None or parts.training is None:
         return
     values = axis.points(knob, count)
+    if knob.name == "batch_tokens" and isinstance(parts.training, GPTTraining):
+        yield from _inexact_batches(name, values, parts.training)
     dtype = _grain(knob, parts.training)
     pair = coinciding(values, dtype)
     if pair is not None:
@@ -106,7 +114,7 @@ def _neighbour_problems(parts: Parts, name: str, axis: Axis) -> Iterator[str]:
 
 def _grain(knob: Knob, training: Training) -> str:
     """The dtype in which two values of a knob must differ."""
-    return "float64" if knob.kind == "count" else training.rate_dtype
+    return "float64" if knob.kind in ("count", "budget") else training.rate_dtype
 
 
 def separable_values(axis: Axis, knob: Knob, training: Training) -> int:
@@ -118,7 +126,67 @@ def separable_values(axis: Axis, knob: Knob, training: Training) -> int:
     values = axis.points(knob, 2)
     if knob.kind == "count":
         return int(values[-1] - values[0]) + 1
-    return representable_values(values[0], values[-1], training.rate_dtype)
+    return representable_values(values[0], values[-1], _grain(knob, training))
+
+
+def _inexact_batches(name: str, values: tuple[float, ...], training: GPTTraining) -> Iterator[str]:
+    """Tokens of a step that are no whole number of rows, or of parts."""
+    wrong = [value for value in values if not _is_whole_batch(value, training)]
+    if not wrong:
+        return
+    part = training.device_batch_size
+    parts = "" if part is None else f", in parts of device_batch_size {part} or in a single part"
+    exact = sorted({_nearest_batch(value, training) for value in values})
+    shown = ", ".join(str(number) for number in exact)
+    yield (
+        f"axes.{name}: {wrong[0]:g} tokens are no whole batch of rows of max_seq_len "
+        f"{training.max_seq_len}{parts} ({len(wrong)} of {len(values)} values are not); "
+        f"the nearest exact ones: values = [{shown}]"
+    )
+
+
+def _is_whole_batch(tokens: float, training: GPTTraining) -> bool:
+    rows, rest = divmod(int(tokens), training.max_seq_len)
+    return not rest and rows > 0 and _in_whole_parts(rows, training.device_batch_size)
+
+
+def _in_whole_parts(rows: int, part: int | None) -> bool:
+    return part is None or rows <= part or not rows % part
+
+
+def _nearest_batch(tokens: float, training: GPTTraining) -> int:
+    """The number of tokens closest to `tokens` that whole rows and parts make."""
+    rows, part = tokens / training.max_seq_len, training.device_batch_size
+    unit = 1 if part is None or rows < part else part
+    return max(1, round(rows / unit)) * unit * training.max_seq_len
+
+
+def _batch_problems(parts: Parts) -> Iterator[str]:
+    """A batch that is no whole number of parts, unless an axis decides its size."""
+    training = parts.training
+    if not isinstance(training, GPTTraining):
+        return
+    knobs = [parts.knob(axis) for axis in parts.axes.values()]
+    if any(knob and "batch_size" in knob.writes for knob in knobs):
+        return
+    rows, part = training.batch_size, training.device_batch_size
+    if part is not None and not _in_whole_parts(rows, part):
+        near_by = [n for n in range(1, rows + 1) if rows % n == 0]
+        below = max(n for n in near_by if n < part)
+        above = min(n for n in near_by if n > part)
+        yield (
+            f"training.device_batch_size: a batch of {rows} rows is no whole number of parts of "
+            f"{part} rows; {below} or {above} rows would be"
+        )
+
+
+def _verdict_problems(parts: Parts) -> Iterator[str]:
+    if parts.verdict is None or parts.verdict.rule != "probe" or parts.training is None:
+        return
+    if not isinstance(parts.training, GPTTraining):
+        yield f"verdict.rule: 'probe' needs probe rows, which model {parts.model!r} does not have"
+    elif not parts.training.probe_rows:
+        yield "verdict.rule: 'probe' needs training.probe_rows above 0, rows that are held out"
 
 
 # A partner should be this many representable numbers away at least.
@@ -259,6 +327,9 @@ def _line(item: dict[str, Any], raw: dict[str, Any], models: Mapping[str, type[S
         return f"{where}: must be a table of keys, got {item['input']!r}"
     if kind == "none_required":
         return f"{where}: does not belong to model {raw.get('model')!r}"
+    if kind == "literal_error" and isinstance(item["input"], str):
+        allowed = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+        return f"{where}: unknown {item['input']!r}{near(item['input'], allowed)}"
     if kind == "value_error":
         return f"{where}: {item['ctx']['error']}"
     return f"{where}: {item['msg'][:1].lower()}{item['msg'][1:]}, got {item['input']!r}"

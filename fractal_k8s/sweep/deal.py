@@ -52,7 +52,7 @@ def _representatives(sweep: Sweep) -> Indexes:
     rows, columns = sweep.rows, sweep.columns
     y_derived, x_derived = sweep.y_knob.affects is not None, sweep.x_knob.affects is not None
     alone = sweep.spec.seed_policy == "per-point" or not (y_derived or x_derived)
-    if alone or sweep.training.num_steps() is None:
+    if alone or not sweep.knows_steps:
         return np.arange(rows * columns, dtype=np.int64)
     if sweep.is_scattered or (y_derived and x_derived):
         keys = [_experiment(sweep.training_at(sweep.point(p))) for p in range(rows * columns)]
@@ -70,11 +70,11 @@ def _representatives(sweep: Sweep) -> Indexes:
 def _experiment(training: Training) -> tuple[Any, ...]:
     assert isinstance(training, GPTTraining)  # the only model with derived quantities
     steps = training.num_steps()
-    assert steps is not None  # supervised accounting was handled by the caller
+    assert steps is not None  # the caller handled sweeps that do not know their steps
     return (
         steps,
         training.warmup_steps(steps),
-        training.model_dump_json(exclude={"tokens", "warmup_frac"}),
+        training.model_dump_json(exclude={"tokens", "flops", "warmup_frac"}),
     )
 
 

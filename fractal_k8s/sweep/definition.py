@@ -230,6 +230,21 @@ class Sweep:
         digests = {"checkpoint_digest": checkpoint_digest, "dataset_digest": dataset_digest}
         return Sweep(self.spec.model_copy(update=digests), self.version)
 
+    @cached_property
+    def counts_flops(self) -> bool:
+        """Whether the number of steps follows from FLOPs, at least at some points."""
+        return bool(getattr(self.training_at(self.point(0)), "flops", None))
+
+    def with_flops_per_token(self, count: int) -> Sweep:
+        """The same sweep of a model that needs so many FLOPs a position."""
+        training = self.training.model_copy(update={"flops_per_token": count})
+        return Sweep(self.spec.model_copy(update={"training": training}), self.version)
+
+    @cached_property
+    def knows_steps(self) -> bool:
+        """Whether the number of steps follows from the sweep alone."""
+        return self.training_at(self.point(0)).num_steps() is not None
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sweep) and self.spec == other.spec
 
@@ -330,6 +345,7 @@ class Sweep:
             training=spec.training,
             seed=spec.seed,
             seed_policy=spec.seed_policy,
+            verdict=spec.verdict,
             scatter=spec.scatter,
         )
 
@@ -352,5 +368,6 @@ def _sound_parts(raw: dict[str, Any]) -> Parts:
         axes=found,
         resolution=None if too_large else resolution,
         training=training,
+        verdict=sound(VerdictRule, raw.get("verdict", {})),
         scatter=sound(Scatter, raw.get("scatter")),  # type: ignore[arg-type]  # a kind of both
     )

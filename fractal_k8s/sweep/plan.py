@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from fractal_k8s.sweep.axes import STEPS
+from fractal_k8s.sweep.axes import WARMUP
 from fractal_k8s.sweep.deal import Deal, Dealt, Indexes, representatives
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.footprint import (
@@ -21,6 +21,9 @@ from fractal_k8s.sweep.footprint import (
 )
 from fractal_k8s.sweep.memory import Shape, memory
 from fractal_k8s.sweep.pace import Pace, expected_steps
+from fractal_k8s.sweep.runs import Batching, batching, run_steps
+from fractal_k8s.sweep.supply import DataFacts
+from fractal_k8s.sweep.training import Training
 from fractal_k8s.sweep.walltime import WORKER_COUNTS, Wall, wall
 
 # An interval wider than a factor of 7 each way says nothing; its relative standard error.
@@ -56,6 +59,10 @@ class Forecast:
     total_steps: int | None
     # the same without those after a run has ended early, as earlier runs did
     expected_steps: int | None
+    # batch and warmup of a fine-tune; None for other models
+    batching: Batching | None
+    # what the data hold; None = not known, or made from the seed
+    data: DataFacts | None
     # rows and columns whose points make one step, or so few that the window holds the first loss
     one_step_columns: list[int]
     few_step_columns: list[int]
@@ -101,14 +108,14 @@ class Forecast:
         """Plain data with the keys of `plan --json`.
 
         name, points, distinct_points; steps [fewest, most], total_steps and expected_steps (those
-        left when runs end early), None where they depend on the data; one_step_*, few_step_* and
-        notes: what the verdict cannot tell; workers, worker_kind, shards (= pods),
-        points_per_index; worker_seconds (start-up included), worker_hours, interval (95 %, of
-        worker_seconds), wall_seconds, by_workers (`Wall.to_dict` each), cost_usd, price_per_hour;
-        timing (source, points, seconds_per_point, seconds_per_step, seconds_between_points,
-        start_seconds, points_at_once, error);
-        memory_bytes (of a worker), storage_bytes, store_requests, api_calls, wandb_calls by kind.
-        What is not known is None.
+        left when runs end early), None where they depend on the data; batch (rows, tokens and
+        warmup_steps [fewest, most], part_rows) of a fine-tune, data (`DataFacts.to_dict`);
+        one_step_*, few_step_* and notes: what the verdict cannot tell; workers, worker_kind,
+        shards (= pods), points_per_index; worker_seconds (start-up included), worker_hours,
+        interval (95 %, of worker_seconds), wall_seconds, by_workers (`Wall.to_dict` each),
+        cost_usd, price_per_hour; timing (source, points, seconds_per_point, seconds_per_step,
+        seconds_between_points, start_seconds, points_at_once, error); memory_bytes (of a worker),
+        storage_bytes, store_requests, api_calls, wandb_calls by kind. What is not known is None.
         """
         wall_now = self.wall
         return {
@@ -118,6 +125,8 @@ class Forecast:
             "steps": list(self.steps) if self.steps else None,
             "total_steps": self.total_steps,
             "expected_steps": self.expected_steps,
+            "batch": None if self.batching is None else asdict(self.batching),
+            "data": None if self.data is None else self.data.to_dict(),
             "one_step_columns": self.one_step_columns,
             "few_step_columns": self.few_step_columns,
             "one_step_rows": self.one_step_rows,
@@ -159,19 +168,25 @@ def pace_dict(pace: Pace) -> dict[str, Any]:
 
 
 def forecast(
-    sweep: Sweep, pace: Pace | None = None, terms: Terms | None = None, shape: Shape | None = None
+    sweep: Sweep,
+    pace: Pace | None = None,
+    terms: Terms | None = None,
+    *,
+    shape: Shape | None = None,
+    data: DataFacts | None = None,
 ) -> Forecast:
     """What the sweep would take.
 
     Args:
         pace: the timing model; None = not known, and then there are no times.
         shape: the model that is fine-tuned, for the memory of a worker.
+        data: what its data hold, for what depends on them.
     """
     terms = terms or Terms()
     owners = representatives(sweep)
     distinct = owners == np.arange(sweep.num_points)
     count = int(distinct.sum())
-    grid = _steps(sweep)
+    grid = run_steps(sweep, data)
     planned = None if grid is None else grid.ravel()
     made = expected_steps(sweep, planned, pace.sample if pace else None)
     walls = _walls(sweep, pace, made, terms, count)
@@ -179,6 +194,7 @@ def forecast(
     shards = -(-count // size)
     now = walls.get(terms.workers)
     affected = _affected(sweep, grid)
+    notes = _notes(sweep, grid, affected) + _warmup_notes(sweep, owners)
     return Forecast(
         sweep=sweep,
         points=sweep.num_points,
@@ -186,8 +202,10 @@ def forecast(
         steps=None if grid is None else (int(grid.min()), int(grid.max())),
         total_steps=None if planned is None else int(planned[distinct].sum()),
         expected_steps=None if made is None else int(made[distinct].sum()),
+        batching=batching(sweep, grid),
+        data=data,
         **affected,
-        notes=_notes(sweep, grid, affected),
+        notes=notes + ([] if data is None else data.notes(sweep.training)),
         terms=terms,
         shards=shards,
         pace=pace,
@@ -200,7 +218,7 @@ def forecast(
             shards, size, now.worker_seconds / shards if now else None, terms.flush_seconds
         ),
         api_calls=api_calls(shards, now.wall_seconds if now else None),
-        memory=memory(sweep.training, shape, pace.lanes if pace and pace.lanes > 1 else None),
+        memory=memory(_largest_step(sweep), shape, pace.lanes if pace and pace.lanes > 1 else None),
     )
 
 
@@ -216,34 +234,20 @@ def _walls(
     return {number: wall(pace, dealt, number, terms.points_per_shard) for number in numbers}
 
 
+def _largest_step(sweep: Sweep) -> Training:
+    """The training config of the run whose steps have most rows."""
+    made_of = batching(sweep, None)
+    if made_of is None:
+        return sweep.training
+    return sweep.training.model_copy(update={"batch_size": made_of.rows[1]})
+
+
 def planned_steps(sweep: Sweep) -> Indexes:
     """Steps of each point that does not end early, shape (points,); 0 if they depend on data."""
-    grid = _steps(sweep)
+    grid = run_steps(sweep)
     if grid is None:
         return np.zeros(sweep.num_points, dtype=np.int64)
     return grid.ravel().astype(np.int64)
-
-
-def _steps(sweep: Sweep) -> npt.NDArray[np.int64] | None:
-    """Steps of each point, shape (rows, columns); None where they depend on the data."""
-    if sweep.training.num_steps() is None:
-        return None
-    if sweep.is_scattered:
-        counts = [_count(sweep, sweep.training_at(sweep.point(p))) for p in range(sweep.num_points)]
-        return np.array(counts).reshape(sweep.rows, sweep.columns)
-    by_row = [_count(sweep, sweep.y_knob.turn(sweep.training, value)) for value in sweep.y_values]
-    by_column = [
-        _count(sweep, sweep.x_knob.turn(sweep.training, value)) for value in sweep.x_values
-    ]
-    if sweep.x_knob.affects == STEPS:
-        return np.broadcast_to(np.array(by_column), (sweep.rows, sweep.columns))
-    return np.broadcast_to(np.array(by_row)[:, None], (sweep.rows, sweep.columns))
-
-
-def _count(sweep: Sweep, training: Any) -> int:
-    steps = training.num_steps()
-    assert steps is not None  # the sweep's own config has a number of steps, so has this one
-    return int(steps)
 
 
 def _affected(sweep: Sweep, grid: npt.NDArray[np.int64] | None) -> dict[str, list[int]]:
@@ -282,4 +286,21 @@ def _notes(
             )
         if len(few) == total:
             break  # the other direction would say the same
+    return notes
+
+
+def _warmup_notes(sweep: Sweep, owners: Indexes) -> list[str]:
+    """Rows or columns of a warmup axis that have as many warmup steps as another.
+
+    Args:
+        owners: from `representatives`.
+    """
+    own = (owners == np.arange(sweep.num_points)).reshape(sweep.rows, sweep.columns)
+    notes = []
+    for kind, knob, across in (("columns", sweep.x_knob, 0), ("rows", sweep.y_knob, 1)):
+        differ = own.any(axis=across)
+        if knob.affects == WARMUP and not differ.all():
+            notes.append(
+                f"{differ.sum()} of {len(differ)} {kind} differ: a warmup is made of whole steps"
+            )
     return notes

@@ -8,9 +8,16 @@ that means "as before".
 from __future__ import annotations
 
 import math
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from fractal_k8s.sweep.base import Spec
 
@@ -19,8 +26,8 @@ GROUPS = ("matrix", "embedding", "unembedding")
 Rate = PositiveFloat
 
 # Keys that change nothing about a run, so that they are no part of a sweep's id: how it computes,
-# which is its numerics class.
-OUTSIDE_ID: Final = ("packing",)
+# which is its numerics class; a permission; and what follows from the checkpoint.
+OUTSIDE_ID: Final = ("packing", "allow_repeats", "flops_per_token")
 
 
 class MLPTraining(Spec):
@@ -85,6 +92,11 @@ class GPTTraining(Spec):
 
     # training tokens per point; the number of steps follows from it
     tokens: PositiveInt = 250_000
+    # training FLOPs per point, which then decide the number of steps; None = the tokens do
+    flops: PositiveFloat | None = None
+    # FLOPs of one position, forward and backward (`sweep.flops`): what a launch
+    # finds in the checkpoint, for `flops`. None = not known yet
+    flops_per_token: PositiveInt | None = None
     # rows per step, and ids per row (a row is cut to this length)
     batch_size: PositiveInt = 48
     # rows that go through the model together; the gradients of a step's parts are added up, so that
@@ -111,7 +123,8 @@ class GPTTraining(Spec):
     weight_decay: float = Field(default=0.1, ge=0)
     # shape of the learning rate over the run, after the warmup
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    # linear warmup over max(1, int(warmup_frac * steps)) steps
+    # linear warmup over max(1, int(warmup_frac * steps)) steps; one step of it is none, because the
+    # last warmup step has the full rate already
     warmup_frac: float = Field(default=0.06, ge=0, le=1)
     # the multiplier that the schedule falls to
     final_lr_frac: float = Field(default=0.0, ge=0, le=1)
@@ -121,6 +134,10 @@ class GPTTraining(Spec):
     data_order: Literal["file", "shuffled"] = "file"
     # share of a label's probability that is spread over the vocabulary in the loss
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    # the last rows of the data are not trained on: their loss is measured before and after each run
+    probe_rows: NonNegativeInt = 0
+    # accept runs that see rows again because they ask for more than the data hold
+    allow_repeats: bool = False
     # dtype of activations and matrix products; weights and optimizer state are float32
     dtype: Literal["float32", "bfloat16"] = "float32"
     # the rows of a step end to end, without padding and with logits where a label is; or side by
@@ -134,14 +151,35 @@ class GPTTraining(Spec):
         """Weights are float32, so that is what a rate is rounded to when it meets them."""
         return "float32"
 
-    def num_steps(self) -> int | None:
-        """Steps per point; None when they depend on the data (supervised token accounting)."""
+    @property
+    def tokens_per_step(self) -> int:
+        """Positions of a step when every row is as long as it may be: what `tokens` counts in."""
+        return self.batch_size * self.max_seq_len
+
+    def num_steps(self, first_labels: int | None = None) -> int | None:
+        """Steps per point; None while what decides them is not known.
+
+        Args:
+            first_labels: labels of the run's first batch, in which supervised accounting counts.
+        """
+        if self.flops is not None:
+            if self.flops_per_token is None:
+                return None
+            return math.ceil(self.flops / (self.flops_per_token * self.tokens_per_step))
         if self.token_accounting == "supervised":
-            return None
-        return math.ceil(self.tokens / (self.batch_size * self.max_seq_len))
+            return None if first_labels is None else math.ceil(self.tokens / max(1, first_labels))
+        return math.ceil(self.tokens / self.tokens_per_step)
 
     def warmup_steps(self, steps: int) -> int:
         return max(1, int(self.warmup_frac * steps))
+
+    @field_validator("trainable_param_groups", mode="before")
+    @classmethod
+    def _one_text_is_a_list(cls, groups: Any) -> Any:
+        """`"matrix,unembedding"` as the two groups, as fractal-llm writes them."""
+        if isinstance(groups, str):
+            return tuple(part.strip() for part in groups.split(",") if part.strip())
+        return groups
 
     @field_validator("trainable_param_groups")
     @classmethod
@@ -149,6 +187,14 @@ class GPTTraining(Spec):
         if not groups:
             raise ValueError("at least one group must be trained")
         return tuple(group for group in GROUPS if group in groups)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> GPTTraining:
+        if self.flops is not None and self.token_accounting == "supervised":
+            raise ValueError(
+                'flops are spent on every position; token_accounting = "supervised" needs tokens'
+            )
+        return self
 
 
 class QuadraticTraining(Spec):

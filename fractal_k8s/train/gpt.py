@@ -11,12 +11,12 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fractal_k8s.data.conversations import Row
 from fractal_k8s.results.outcome import Outcome, State, failure, loss_facts, storable
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.points import Point
@@ -25,11 +25,10 @@ from fractal_k8s.train import Beat, no_beat
 from fractal_k8s.train.batches import Batch, Batches
 from fractal_k8s.train.determinism import make_deterministic
 from fractal_k8s.train.environment import describe, training_device
-from fractal_k8s.train.materials import gpt_training, load_materials
+from fractal_k8s.train.materials import gpt_training, in_order, load_materials, pinned
 from fractal_k8s.train.optimizers import build_optimizers, is_trained
+from fractal_k8s.train.probing import Probe
 from fractal_k8s.train.schedule import multiplier
-
-_ORDER_STREAM: Final = 4
 
 
 class GPTTrainer:
@@ -37,10 +36,10 @@ class GPTTrainer:
 
     def __init__(self, sweep: Sweep, device: torch.device | None = None) -> None:
         make_deterministic()
-        self.sweep = sweep
-        self.training = gpt_training(sweep)
-        self.device = device or training_device()
         materials = load_materials(sweep)
+        self.sweep = pinned(sweep, materials)
+        self.training = gpt_training(self.sweep)
+        self.device = device or training_device()
         self.model = materials.model.to(self.device)
         self.model.train()
         self.parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters())
@@ -53,8 +52,12 @@ class GPTTrainer:
         }
         self._rows = materials.rows.rows
         self._pad_id = materials.tokenizer.special["<|assistant_end|>"]
-        self.batches = self._batches(sweep.spec.seed)
-        self._batches_seed = sweep.spec.seed
+        # the batches of the last run and of others in the same order, by rows of a step and a part
+        self._prepared: dict[tuple[int, int | None], Batches] = {}
+        self._prepared_seed = sweep.spec.seed
+        self.batches = self._take_batches(self.training, sweep.spec.seed)
+        self.probe = self._probe_of(materials.probe)
+        self.probe_before = self._probe()
         self.environment = describe(
             self.device, dtype=self.training.dtype, mode=self.training.packing
         )
@@ -69,31 +72,46 @@ class GPTTrainer:
                 outcome = self._failed(point, error, time.perf_counter() - began)
             yield outcome
 
-    def _batches(self, seed: int) -> Batches:
-        """The batches of a run: in the file's order, or in the order that its seed draws."""
-        rows = self._rows
-        if self.training.data_order == "shuffled":
-            order = np.random.RandomState([seed, _ORDER_STREAM]).permutation(len(rows))
-            rows = [rows[k] for k in order]
-        training = self.training
+    def _take_batches(self, training: GPTTraining, seed: int) -> Batches:
+        """Makes `batches` those of a run: its rows of a step, in the order that its seed draws.
+
+        Sizes and seeds differ between points only if asked to; of several orders one is kept.
+        """
+        if training.data_order == "shuffled" and seed != self._prepared_seed:
+            self._prepared.clear()
+        self._prepared_seed = seed
+        sizes = training.batch_size, training.device_batch_size
+        if sizes not in self._prepared:
+            rows = in_order(self._rows, training, seed)
+            self._prepared[sizes] = self._lay_out(rows, *sizes)
+        self.batches = self._prepared[sizes]
+        return self.batches
+
+    def _probe_of(self, rows: list[Row]) -> Probe | None:
+        """The probe rows as one batch, in parts of the sweep's size whatever a point's is."""
+        if not rows:
+            return None
+        part = self.training.device_batch_size or self.training.batch_size
+        return Probe(self.model, self._lay_out(rows, len(rows), part)[0])
+
+    def _lay_out(self, rows: Sequence[Row], size: int, part_size: int | None) -> Batches:
         return Batches(
             rows,
-            training.batch_size,
+            size,
             self._pad_id,
             self.device,
-            part_size=training.device_batch_size,
-            packing=training.packing,
+            part_size=part_size,
+            packing=self.training.packing,
         )
 
-    def _take_order(self, seed: int) -> None:
-        """Makes `batches` those of a run's seed; seeds differ between points only if asked to."""
-        if self.training.data_order == "shuffled" and seed != self._batches_seed:
-            self.batches, self._batches_seed = self._batches(seed), seed
+    def _probe(self) -> float:
+        """Mean loss on the probe rows under the weights as they are; NaN without such rows."""
+        return math.nan if self.probe is None else self.probe.loss()
 
     def num_steps(self, training: GPTTraining) -> int:
-        steps = training.num_steps()
-        if steps is None:  # supervised accounting: the first batch's labels are the unit
-            steps = max(1, math.ceil(training.tokens / self.batches[0].num_labels))
+        """Steps of the run whose batches were taken last."""
+        steps = training.num_steps(self.batches[0].num_labels)
+        assert steps is not None  # the first batch and the model are known here
         return steps
 
     def _reset(self) -> None:
@@ -106,7 +124,7 @@ class GPTTrainer:
     def _train_point(self, point: Point, began: float, beat: Beat) -> Outcome:
         training = self.sweep.training_at(point)
         assert isinstance(training, GPTTraining)  # knobs of a gpt sweep turn a gpt config
-        self._take_order(self.sweep.run_seed(point))
+        self._take_batches(training, self.sweep.run_seed(point))
         steps = self.num_steps(training)
         self._reset()
         optimizers = build_optimizers(self.parameters, training, self.model.config.n_embd)
@@ -156,6 +174,8 @@ class GPTTrainer:
             ratio=facts.ratio,
             final_loss=facts.final,
             mean_loss=facts.mean,
+            probe_before=self.probe_before,
+            probe_after=self._probe() if finite else math.nan,
             tokens_seen=sum(batch.num_tokens for batch in seen),
             supervised_tokens=sum(batch.num_labels for batch in seen),
             seconds=seconds,

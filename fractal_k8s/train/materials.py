@@ -1,21 +1,30 @@
-"""What a GPT sweep trains with: weights, tokenizer and rows, found, loaded and checked."""
+"""What a GPT sweep trains with: weights, tokenizer and rows, found, loaded and checked.
+
+torch is loaded with the weights: `plan` reads the rows without it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from fractal_k8s.checkpoints.files import CheckpointFiles, find_checkpoint
-from fractal_k8s.checkpoints.nanochat import load_weights
 from fractal_k8s.checkpoints.tokenizer import Tokenizer, load_tokenizer
-from fractal_k8s.data.conversations import Rows, file_digest, read_rows
+from fractal_k8s.data.conversations import Row, Rows, file_digest, read_rows, shuffled
 from fractal_k8s.errors import CorruptError, UsageError
-from fractal_k8s.models.gpt import GPT, config_from_dict
 from fractal_k8s.sweep.definition import Sweep
+from fractal_k8s.sweep.flops import with_flops
+from fractal_k8s.sweep.memory import Shape
+from fractal_k8s.sweep.supply import DataFacts
 from fractal_k8s.sweep.training import GPTTraining
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fractal_k8s.models.gpt import GPT
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,9 @@ class Materials:
     files: CheckpointFiles
     model: GPT
     tokenizer: Tokenizer
+    # rows to train on, in file order, and the probe rows, which are held out
     rows: Rows
+    probe: list[Row]
     checkpoint_digest: str
     dataset_digest: str
 
@@ -37,6 +48,11 @@ def load_materials(sweep: Sweep) -> Materials:
         UsageError: something is missing, or tokenizer and weights do not fit together.
         CorruptError: something is damaged, or is not what the sweep was launched with.
     """
+    import torch
+
+    from fractal_k8s.checkpoints.nanochat import load_weights
+    from fractal_k8s.models.gpt import GPT, config_from_dict
+
     training = gpt_training(sweep)
     files = find_checkpoint(_checkpoint_folder(sweep))
     data = _dataset_file(sweep)
@@ -69,10 +85,65 @@ def load_materials(sweep: Sweep) -> Materials:
             f"training.max_seq_len {training.max_seq_len} is more than the checkpoint's "
             f"{config.max_positions} positions"
         )
-    rows = read_rows(data, tokenizer, training.max_seq_len)
+    rows, probe = _held_out(read_rows(data, tokenizer, training.max_seq_len), training)
     data_digest = file_digest(data)
     _check_digest("data set", data, sweep.spec.dataset_digest, data_digest)
-    return Materials(files, model, tokenizer, rows, digest, data_digest)
+    return Materials(files, model, tokenizer, rows, probe, digest, data_digest)
+
+
+def pinned(sweep: Sweep, materials: Materials) -> Sweep:
+    """The sweep tied to the content of its files, with what its model takes a position."""
+    shape = Shape.of_config(vars(materials.model.config), source=str(materials.files.meta))
+    return with_flops(sweep, shape).pinned(
+        checkpoint_digest=materials.checkpoint_digest, dataset_digest=materials.dataset_digest
+    )
+
+
+def read_facts(sweep: Sweep) -> DataFacts:
+    """What the sweep's data hold, without loading the weights.
+
+    Raises:
+        UsageError: something is missing, or too little for the probe rows.
+        CorruptError: something is damaged.
+    """
+    files = find_checkpoint(_checkpoint_folder(sweep))
+    tokenizer = load_tokenizer(files.tokenizer.parent)
+    training = gpt_training(sweep)
+    rows = read_rows(_dataset_file(sweep), tokenizer, training.max_seq_len)
+    return data_facts(sweep, *_held_out(rows, training))
+
+
+def data_facts(sweep: Sweep, rows: Rows, probe: list[Row]) -> DataFacts:
+    """Rows and probe rows in numbers."""
+    training = gpt_training(sweep)
+    ordered = in_order(rows.rows, training, sweep.spec.seed)
+    return DataFacts(
+        max_seq_len=training.max_seq_len,
+        positions=np.array([len(row.ids) - 1 for row in ordered]),
+        labels=np.array([sum(row.trained[1:]) for row in ordered]),
+        probe_rows=len(probe),
+        conversations=len(rows.rows) + len(probe) + rows.left_out,
+        lost=rows.lost,
+        unanswered=rows.unanswered,
+        cut=rows.cut,
+    )
+
+
+def in_order(rows: list[Row], training: GPTTraining, seed: int) -> list[Row]:
+    """The rows in the order in which a run of that seed takes them."""
+    return shuffled(rows, seed) if training.data_order == "shuffled" else rows
+
+
+def _held_out(rows: Rows, training: GPTTraining) -> tuple[Rows, list[Row]]:
+    """Rows to train on, and the last `probe_rows` of them apart."""
+    count = training.probe_rows
+    if count >= len(rows.rows):
+        raise UsageError(
+            f"training.probe_rows {count} leaves nothing to train on: the data hold "
+            f"{len(rows.rows):,} rows"
+        )
+    split = len(rows.rows) - count
+    return replace(rows, rows=rows.rows[:split]), rows.rows[split:]
 
 
 def gpt_training(sweep: Sweep) -> GPTTraining:

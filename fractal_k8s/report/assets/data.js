@@ -2,7 +2,7 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const { rows, columns } = data;
-const MISSING = 0, FAILED = 1, DIVERGED = 2, TRAINABLE = 4;
+const MISSING = 0, FAILED = 1, DIVERGED = 2, MARGINAL = 4, TRAINABLE = 5;
 const NO_CODE = 65535, TOP_CODE = 65534, LOSS_NOT_FINITE = 65534, NEVER = 0xffffffff;
 const TYPES = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array, float64: Float64Array };
 

@@ -25,6 +25,8 @@ function recordOf(records, i, j) {
     ["last losses / first", digits(records.ratio[p], 5)],
     ["steps", records.steps[p] + (records.lostAt[p] !== NEVER ? ", loss not finite from step " + records.lostAt[p] : "")],
     ["time", digits(records.seconds[p], 3) + " s"]);
+  if (records.probeRatio && Number.isFinite(records.probeRatio[p]))
+    lines.push(["probe loss after / before", digits(records.probeRatio[p], 5)]);
   if (data.errors[p]) lines.push(["error", data.errors[p]]);
   if (records.replicaShare && records.replicaShare[p] !== NO_CODE)
     lines.push(["replicas that train", Math.round(100 * records.replicaShare[p] / TOP_CODE) + " %"]);

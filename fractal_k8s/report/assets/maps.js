@@ -36,7 +36,7 @@ function panelKinds(records) {
       share: p => states[p] === TRAINABLE ? lossShare(records.finalLoss[p]) : null,
       ramp: [0, 1], ends: data.lossRange.map(value => digits(value, 3)), note: byLog ? "log scale" : "" },
     { id: "binary", title: "Trainable or not", table: "binary",
-      share: p => known(p) ? Number(states[p] === TRAINABLE) : null,
+      share: p => known(p) && states[p] !== MARGINAL ? Number(states[p] === TRAINABLE) : null,
       keys: [["not trainable", 0], ["trainable", 1]] },
     { id: "stability", title: "Stability", table: "binary", share: p => known(p) ? Number(states[p] > DIVERGED) : null,
       keys: [["diverged", 0], ["stable", 1]] },
@@ -76,15 +76,19 @@ class Panel {
   colour(schemeName) {
     const scheme = data.schemes[schemeName];
     this.table = colourTable(scheme.tables[this.kind.table]);
-    const { states } = this.records, none = rgba(paletteColour("--none")), failed = rgba(scheme.failed);
+    const { states } = this.records, none = rgba(paletteColour("--none"));
+    const special = { [MISSING]: 0, [FAILED]: rgba(scheme.failed), ...(this.hasBand() && { [MARGINAL]: rgba(scheme.marginal) }) };
     this.cells = new Uint32Array(states.length);
     for (let p = 0; p < states.length; p++) {
       const share = this.kind.share(p);
       // 0 stands for a hole, which is hatched
-      this.cells[p] = share !== null ? ramp(this.table, share) : states[p] === MISSING ? 0 : states[p] === FAILED ? failed : none;
+      this.cells[p] = share !== null ? ramp(this.table, share) : special[states[p]] ?? none;
     }
     this.drawLegend(scheme);
   }
+
+  // Whether marginal points have a colour of their own: where verdicts are shown.
+  hasBand() { return ["trainability", "binary"].includes(this.kind.id); }
 
   drawLegend(scheme) {
     const css = colour => "rgb(" + [colour & 255, (colour >> 8) & 255, (colour >> 16) & 255].join(",") + ")";
@@ -109,6 +113,7 @@ class Panel {
     const seen = new Set(this.records.states);
     if (seen.has(MISSING)) parts.push(legendKey("missing", null));
     if (seen.has(FAILED)) parts.push(legendKey("failed", scheme.failed));
+    if (seen.has(MARGINAL) && this.hasBand()) parts.push(legendKey("marginal", scheme.marginal));
     this.legend.replaceChildren(...parts);
   }
 
