@@ -180,13 +180,13 @@ def _certificate(summary: Summary) -> str:
     """What is known about getting the same numbers again."""
     notes = summary.get("notes", {})
     classes = summary["numerics_classes"]
-    lines = [str(notes["repro"]["line"])] if notes.get("repro", {}).get("line") else []
+    lines = [str(notes["certificate"]["line"])] if "certificate" in notes else []
     if unchanged := notes.get("controls", {}).get("unchanged"):
         lines.append(_unchanged_line(unchanged))
     if not lines:
         lines.append(
             "Not checked: no point of this map was trained a second time "
-            "(fractal-k8s controls does it)."
+            "(fractal-k8s repro and controls do it)."
         )
     rows = [("numerics class", name) for name in classes]
     texts = "".join(f'<p class="certificate">{html.escape(line)}</p>' for line in lines)

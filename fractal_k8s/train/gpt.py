@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from fractal_k8s.train import Beat, no_beat
 from fractal_k8s.train.batches import Batch, Batches
 from fractal_k8s.train.determinism import make_deterministic
 from fractal_k8s.train.environment import describe, training_device
+from fractal_k8s.train.golden import gpt_losses
 from fractal_k8s.train.materials import gpt_training, load_materials
 from fractal_k8s.train.optimizers import build_optimizers, is_trained
 from fractal_k8s.train.schedule import multiplier
@@ -56,6 +58,10 @@ class GPTTrainer:
         self.batches = self._batches(sweep.spec.seed)
         self._batches_seed = sweep.spec.seed
         self.environment = describe(self.device, dtype=self.training.dtype, mode="padded")
+
+    def golden_losses(self) -> npt.NDArray[np.float32]:
+        """Losses of three steps of a fixed small model, with this sweep's settings."""
+        return gpt_losses(self.training, self.device)
 
     def train(self, points: Sequence[Point], beat: Beat = no_beat) -> Iterator[Outcome]:
         """One outcome after another; a run that breaks is a failed point, not the end."""
