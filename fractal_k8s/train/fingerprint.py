@@ -58,7 +58,7 @@ def fingerprint(
         "cpu": cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "triton": version_of("triton"),
-        "code": code_hash(),
+        "code": _own_code(),
         "switches": _switches(),
         "settings": _settings(),
         **(_gpu(device) if device.type == "cuda" else {}),
@@ -97,9 +97,12 @@ def _settings() -> dict[str, bool | int]:
 
 
 @cache
-def code_hash() -> str:
-    """sha256 over the source files that decide the bits, by name, first 16 digits."""
-    package = Path(__file__).resolve().parents[1]
+def _own_code() -> str:
+    return code_hash(Path(__file__).resolve().parents[1])
+
+
+def code_hash(package: Path) -> str:
+    """sha256 over a package's source files that decide the bits, by name, first 16 digits."""
     total = hashlib.sha256()
     for folder in _CODE:
         for path in sorted((package / folder).rglob("*.py")):
