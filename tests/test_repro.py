@@ -134,8 +134,8 @@ def test_a_leak_from_point_to_point_is_caught(
             points_before.append(outcome.index)
             yield outcome
 
-    def leaking_step(self: Optimizers, multiplier: float) -> None:
-        step(self, multiplier * (1 + len(points_before) * 2.0**-12))
+    def leaking_step(self: Optimizers, multiplier: float, *arguments: Any) -> None:
+        step(self, multiplier * (1 + len(points_before) * 2.0**-12), *arguments)
 
     with monkeypatch.context() as planted:
         planted.setattr(GPTTrainer, "train", leaking_train)

@@ -12,6 +12,7 @@ from fractal_k8s.analysis.registry import load
 from fractal_k8s.report.criteria import criteria
 from fractal_k8s.report.fit import fit_of
 from fractal_k8s.report.plots import dimension_plot
+from fractal_k8s.results.golden import short_hash
 from fractal_k8s.results.grid import NOT_TRAINABLE, Grid
 from fractal_k8s.results.verdict import window_holds_first_loss
 
@@ -257,6 +258,9 @@ def _provenance_rows(grid: Grid) -> Rows:
         "data_hash",
     )
     rows = [(name.replace("_", " "), distinct(name)) for name in columns]
+    prints = grid.table.column("fingerprint").unique().to_pylist()
+    short = sorted({short_hash(text) for text in prints if text})
+    rows.append(("fingerprint", ", ".join(short) or "none"))
     digests = [
         ("checkpoint sha256", grid.sweep.spec.checkpoint_digest or "none"),
         ("data set sha256", grid.sweep.spec.dataset_digest or "none"),
