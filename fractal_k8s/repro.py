@@ -250,7 +250,8 @@ class Retraining:
             self._free.put(device)
         again = read_grid(folder, plan, allow_mixed=True)
         if not len(again.table) and not self._cancelled:
-            raise UsageError(f"the points cannot be trained again here: {status.failed[0]}")
+            reason = status.failed.get(0, "the worker stored nothing")
+            raise UsageError(f"the points cannot be trained again here: {reason}")
         repeats = [
             self._compare(again, number, batch, turn, point)
             for turn, point in enumerate(batch.points)
