@@ -7,6 +7,7 @@
     ├── StoreError                   2   the store cannot be read or written
     │   └── ConflictError            2   the store holds something else under the same name
     │       └── MixedNumericsError   2   a machine of another numerics class would add points
+    │           └── OtherBitsError   2   a machine of the same class computes other bits
     ├── IncompleteError              1   the sweep ended with points missing or failed
     ├── UnrepeatableError            1   a run that was made again did something else
     └── RetryError                  75   trouble that may pass: device, hub, network
@@ -83,6 +84,14 @@ class MixedNumericsError(ConflictError):
     """This machine computes other bits than the one that began the sweep; another one may not."""
 
     worker_code = EXIT_RETRY
+
+
+class OtherBitsError(MixedNumericsError):
+    """This machine's class is the sweep's, but the same steps give other numbers here.
+
+    A faulty device, or something that the class does not name, such as the code. Another machine
+    may do, so a worker asks for another attempt and does not stop the Job.
+    """
 
 
 class IncompleteError(FractalError):

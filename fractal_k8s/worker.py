@@ -22,10 +22,12 @@ from fractal_k8s.errors import (
     EXIT_RETRY,
     EXIT_TERMINATED,
     MixedNumericsError,
+    OtherBitsError,
     StoreError,
 )
 from fractal_k8s.results.attempt import Attempt
 from fractal_k8s.results.files import LocalFiles
+from fractal_k8s.results.golden import claim_golden, differences, short_hash
 from fractal_k8s.results.grid import (
     DIVERGED,
     FAILED,
@@ -34,7 +36,7 @@ from fractal_k8s.results.grid import (
     STATE_NAMES,
     TRAINABLE,
 )
-from fractal_k8s.results.outcome import Outcome, State
+from fractal_k8s.results.outcome import Environment, Outcome, State
 from fractal_k8s.results.store import Outcomes, Plan, SweepStore
 from fractal_k8s.results.verdict import (
     is_marginal,
@@ -47,7 +49,7 @@ from fractal_k8s.stopping import Stopped, StopSignals
 from fractal_k8s.sweep.deal import Dealt, Shard
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.footprint import FLUSH_SECONDS_LOCAL, FLUSH_SECONDS_REMOTE
-from fractal_k8s.watchdog import Watchdog
+from fractal_k8s.watchdog import MemoryWatch, Watchdog
 
 # Waits between tries of the last write, well inside a pod's grace period.
 _RETRY_WAITS_S: Final = (1.0, 3.0)
@@ -64,6 +66,10 @@ class PointEvent:
 
 
 Listener = Callable[[PointEvent], None]
+
+
+class _LeakError(Exception):
+    """The process holds more memory after every point."""
 
 
 class Worker:
@@ -86,6 +92,9 @@ class Worker:
         self.emit = emit
         self.listener = listener
         self.allow_mixed = allow_mixed
+        # starts this process anew and does not return; called when its memory grows point after
+        # point. None = the process is not the worker's own
+        self.recycle: Callable[[], None] | None = None
         is_local = isinstance(folder.files, LocalFiles)
         self.flush_seconds = FLUSH_SECONDS_LOCAL if is_local else FLUSH_SECONDS_REMOTE
         self.failed = 0
@@ -111,19 +120,19 @@ class Worker:
         self.folder.record_deal(self.plan.deal)
         with Watchdog(self._rescue) as watchdog:
             trainer = open_trainer(self.sweep)
-            watchdog.beat()
-            own = trainer.environment.numerics_class
-            self._check_class(own)
+            own = trainer.environment
+            self._check_class(own.numerics_class)
+            self._check_golden(own)
             self.attempt = Attempt(
                 self.folder,
                 self.sweep,
                 self.shard.name,
-                trainer.environment,
+                own,
                 start_seconds=time.monotonic() - began,
             )
             self.emit(
                 f"shard {self.shard.name} of {self.sweep.id}: {len(todo)} points to train, "
-                f"{done} stored; {own}"
+                f"{done} stored; {own.numerics_class}; fingerprint {short_hash(own.fingerprint)}"
             )
             points = [self.sweep.point(p) for p in todo]
             return self._train(trainer.train(points, watchdog.beat), self.attempt, done)
@@ -157,6 +166,23 @@ class Worker:
                 f"{own!r}, and the two are not one map; give --allow-mixed to accept that"
             )
 
+    def _check_golden(self, own: Environment) -> None:
+        """Compares the golden steps with those of the first machine of the same class."""
+        if own.golden is None:
+            return
+        first = claim_golden(self.folder, own)
+        if first.hash == own.golden:
+            return
+        known = differences(first.fingerprint, own.fingerprint or "{}")
+        cause = "; ".join(known) or "nothing that is known differs, the device may be faulty"
+        text = (
+            f"this machine computes other bits than the one that began {self.sweep.id}, though "
+            f"both are of class {own.numerics_class!r} ({cause})"
+        )
+        if not self.allow_mixed:
+            raise OtherBitsError(f"{text}; use a machine like the first, or give --allow-mixed")
+        self.emit(f"accepted as asked: {text}")
+
     # --- training ---
 
     def _train(self, outcomes: Iterator[Outcome], attempt: Attempt, done: int) -> int:
@@ -168,15 +194,24 @@ class Worker:
                 self._store(attempt)
                 self.emit(f"stopped after {len(attempt)} points, which are stored")
                 return EXIT_INTERRUPTED if stop.number == signal.SIGINT else EXIT_TERMINATED
+            except _LeakError as leak:
+                self._store(attempt)
+                self.emit(f"{leak}; what is done is stored, the worker starts anew")
             except Exception:
                 self._store(attempt)
                 raise
-            self._store(attempt)
-        return EXIT_RETRY if self.failed else EXIT_COMPLETE
+            else:
+                self._store(attempt)
+                return EXIT_RETRY if self.failed else EXIT_COMPLETE
+        assert self.recycle is not None  # a leak is looked for only then
+        self.recycle()
+        return EXIT_RETRY
 
     def _collect(self, outcomes: Iterator[Outcome], attempt: Attempt, done: int) -> None:
+        from fractal_k8s.train.environment import held_bytes
+
         began = flushed = time.monotonic()
-        total = len(self.shard.trained)
+        total, memory = len(self.shard.trained), MemoryWatch()
         for number, outcome in enumerate(outcomes, start=1):
             state = judge(self.sweep, outcome)
             self.failed += state == FAILED
@@ -193,6 +228,13 @@ class Worker:
             if time.monotonic() - flushed >= self.flush_seconds:
                 self._try_to_store(attempt)
                 flushed = time.monotonic()
+            # only where something was learned: a worker that fails at every point must not go on
+            leaks = self.recycle is not None and memory.is_leaking(held_bytes())
+            if leaks and done + number < total and number > self.failed:
+                raise _LeakError(
+                    f"memory grew from {memory.level / 2**20:,.0f} to {memory.held / 2**20:,.0f} "
+                    f"MiB over {number} points"
+                )
 
     def _try_to_store(self, attempt: Attempt) -> None:
         """Writes what there is; a store that refuses now may accept the next time."""

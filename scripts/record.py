@@ -30,6 +30,7 @@ TREE = {
     "fractal_k8s/report/": "numbers -> figures and the web page",
     "fractal_k8s/aggregate.py": "one pass over the store: outcomes -> picture, page, numbers",
     "fractal_k8s/controller.py": "what launch and resume do",
+    "fractal_k8s/repro.py": "what repro does: points again elsewhere, compared bit for bit",
     "fractal_k8s/cli/": "the commands, one file each",
     "third_party/nanochat/": "the upstream commit we are compatible with; no code",
     "scripts/": "install, demo, test, check, record, bench/",

@@ -29,6 +29,7 @@ ALLOWED = {
     "analysis": {"results", "sweep"},
     "report": {"analysis", "results", "sweep"},
     "aggregate": {"results", "analysis", "report", "sweep"},
+    "repro": {"aggregate", "backends", "results", "sweep"},
     "controller": {"aggregate", "backends", "results", "sweep", "train", "worker"},
 }
 

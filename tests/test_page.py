@@ -330,7 +330,8 @@ def test_the_certificate_says_what_was_trained_again(tmp_path: Path) -> None:
         "random": {"cells": 36, "flipped": 1},
         "bit_equal": 99,
     }
-    notes = {"controls": {"unchanged": unchanged}, "repro": {"line": "Same bits on two nodes."}}
+    certificate = {"line": "Same bits on two nodes."}
+    notes = {"controls": {"unchanged": unchanged}, "certificate": certificate}
     page = page_of(grid, notes=notes)
     assert "Same bits on two nodes." in page
     assert (

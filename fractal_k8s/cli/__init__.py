@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "logs": "Show what was logged about a sweep's points.",
     "analyze": "Measure a map: dimension of its edge, shares, states.",
     "controls": "Train parts of a map again: unchanged, nudged, and with other seeds.",
+    "repro": "Train random points of a map again elsewhere and compare every bit.",
     "zoom": "Train a box of a map as a map of its own.",
     "report": "Draw the figures and the web page again.",
     "presets": "List the sweeps that come with fractal-k8s.",

@@ -217,6 +217,8 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
             f"  {summary['biased_points']:,} points have so few steps that the verdict's window of "
             f"{summary['verdict']['window']} losses holds the first loss"
         )
+    if note := summary.get("notes", {}).get("certificate"):
+        lines.append(f"  {note['line']}")
     lines += [f"  problem: {problem}" for problem in summary.get("problems", [])]
     lines += [
         f"  data: {text}" for text in summary.get("notes", {}).get("data", {}).get("sentences", [])

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import click
 
@@ -16,7 +16,6 @@ from fractal_k8s.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, IncompleteErro
 
 if TYPE_CHECKING:
     from fractal_k8s.aggregate import Aggregation
-    from fractal_k8s.backends import Run
     from fractal_k8s.results.store import Store
     from fractal_k8s.sweep.definition import Sweep
 
@@ -120,7 +119,7 @@ def train_missing(
     for text in [] if launch.data is None else launch.data.notes(launch.sweep.training):
         console.print(f"note: {text}", highlight=False, soft_wrap=True)
     launch = controller.foretell(launch, store, price_per_hour)
-    stop = _Stop()
+    stop = Stop()
     with stop.on_signals():
         status = controller.train(launch, place, make_display(console), started=stop.watch)
     for text in status.repeated:
@@ -165,14 +164,20 @@ def print_result(done: Aggregation, as_json: bool) -> None:
         raise IncompleteError(f"{done.summary['sweep']} is not complete")
 
 
-class _Stop:
+class Cancellable(Protocol):
+    """Something that a signal may stop."""
+
+    def cancel(self) -> None: ...
+
+
+class Stop:
     """Ctrl-C and SIGTERM: the first cancels the run cleanly, the second kills its workers."""
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._run: Run | None = None
+        self._run: Cancellable | None = None
 
-    def watch(self, run: Run) -> None:
+    def watch(self, run: Cancellable) -> None:
         self._run = run
         if self.number is not None:  # the signal came before there was a run
             run.cancel()

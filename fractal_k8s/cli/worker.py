@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
@@ -53,6 +53,7 @@ def command(store_uri: str, sweep_ref: str, shard: int, allow_mixed: bool) -> No
     prepare_environment()
     from fractal_k8s.worker import Worker, flush_stdout
 
+    environment = dict(os.environ)  # with what a launcher has left in it
     _end_with_parent()
     from fractal_k8s.cli.common import open_store
 
@@ -66,6 +67,7 @@ def command(store_uri: str, sweep_ref: str, shard: int, allow_mixed: bool) -> No
         listener=_pipe_listener(),
         allow_mixed=allow_mixed,
     )
+    worker.recycle = lambda: _start_anew(environment)
     sys.exit(worker.run())
 
 
@@ -96,6 +98,13 @@ def _pipe_listener() -> Listener | None:
             os.write(handle, f"[{event.index}, {event.state}]\n".encode())
 
     return report
+
+
+def _start_anew(environment: dict[str, str]) -> NoReturn:
+    """Replaces this process by a new one with the same arguments, number and open pipes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def _end_with_parent() -> None:

@@ -12,6 +12,7 @@ from fractal_k8s.analysis.registry import load
 from fractal_k8s.report.criteria import criteria
 from fractal_k8s.report.fit import fit_of
 from fractal_k8s.report.plots import dimension_plot
+from fractal_k8s.results.golden import short_hash
 from fractal_k8s.results.grid import NOT_TRAINABLE, Grid
 from fractal_k8s.results.verdict import window_holds_first_loss
 
@@ -184,13 +185,13 @@ def _certificate(summary: Summary) -> str:
     """What is known about getting the same numbers again."""
     notes = summary.get("notes", {})
     classes = summary["numerics_classes"]
-    lines = [str(notes["repro"]["line"])] if notes.get("repro", {}).get("line") else []
+    lines = [str(notes["certificate"]["line"])] if "certificate" in notes else []
     if unchanged := notes.get("controls", {}).get("unchanged"):
         lines.append(_unchanged_line(unchanged))
     if not lines:
         lines.append(
             "Not checked: no point of this map was trained a second time "
-            "(fractal-k8s controls does it)."
+            "(fractal-k8s repro and controls do it)."
         )
     rows = [("numerics class", name) for name in classes]
     texts = "".join(f'<p class="certificate">{html.escape(line)}</p>' for line in lines)
@@ -255,6 +256,9 @@ def _provenance_rows(grid: Grid) -> Rows:
         "data_hash",
     )
     rows = [(name.replace("_", " "), distinct(name)) for name in columns]
+    prints = grid.table.column("fingerprint").unique().to_pylist()
+    short = sorted({short_hash(text) for text in prints if text})
+    rows.append(("fingerprint", ", ".join(short) or "none"))
     digests = [
         ("checkpoint sha256", grid.sweep.spec.checkpoint_digest or "none"),
         ("data set sha256", grid.sweep.spec.dataset_digest or "none"),

@@ -96,6 +96,9 @@ class Environment:
     numerics_class: str
     # JSON text: everything that is known to decide the bits, part by part
     fingerprint: str | None = None
+    # hash of three training steps of a fixed small model, of the device itself; None = not made.
+    # Stored as a part of the fingerprint
+    golden: str | None = None
     gpu: str | None = None
     node: str | None = None
     pod: str | None = None

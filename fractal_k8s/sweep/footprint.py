@@ -27,8 +27,9 @@ POINT_BYTES: Final = _ROW_BYTES + _LOG_BYTES + _SUMMARY_POINT_BYTES
 # An attempt rewrites its objects this often: nothing on a disk, a little in S3.
 FLUSH_SECONDS_LOCAL: Final = 2.0
 FLUSH_SECONDS_REMOTE: Final = 30.0
-# Per attempt: sweep.json, deals and its record, objects of the shard, classes and their record.
-_SHARD_READS: Final = 6
+# Per attempt: sweep.json, deals and its record, objects of the shard, classes and their record,
+# golden hashes and the first of them.
+_SHARD_READS: Final = 8
 _SHARD_WRITES: Final = 3
 # A flush puts the log and the outcomes.
 _FLUSH_WRITES: Final = 2

@@ -17,6 +17,7 @@ def make_deterministic() -> None:
     """Switches torch to deterministic kernels, without TF32 and on one thread.
 
     Filling uninitialised memory, which torch's strict mode adds, costs time and changes no result.
+    Products of 16-bit numbers are summed up in float32 however they are split.
     """
     import torch
 
@@ -26,6 +27,8 @@ def make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.set_num_threads(1)
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -25,8 +26,10 @@ from fractal_k8s.train import Beat, no_beat
 from fractal_k8s.train.batches import Batch, Batches
 from fractal_k8s.train.determinism import make_deterministic
 from fractal_k8s.train.environment import describe, training_device
+from fractal_k8s.train.golden import gpt_losses
 from fractal_k8s.train.materials import gpt_training, in_order, load_materials, pinned
 from fractal_k8s.train.optimizers import build_optimizers, is_trained
+from fractal_k8s.train.packing import BUCKET_RULE
 from fractal_k8s.train.probing import Probe
 from fractal_k8s.train.schedule import multiplier
 
@@ -58,9 +61,17 @@ class GPTTrainer:
         self.batches = self._take_batches(self.training, sweep.spec.seed)
         self.probe = self._probe_of(materials.probe)
         self.probe_before = self._probe()
+        packing = self.training.packing
         self.environment = describe(
-            self.device, dtype=self.training.dtype, mode=self.training.packing
+            self.device,
+            dtype=self.training.dtype,
+            mode=packing,
+            bucket_rule=BUCKET_RULE if packing == "packed" else None,
         )
+
+    def golden_losses(self) -> npt.NDArray[np.float32]:
+        """Losses of three steps of a fixed small model, with this sweep's settings."""
+        return gpt_losses(self.training, self.device)
 
     def train(self, points: Sequence[Point], beat: Beat = no_beat) -> Iterator[Outcome]:
         """One outcome after another; a run that breaks is a failed point, not the end."""

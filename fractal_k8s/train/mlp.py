@@ -55,6 +55,18 @@ class MLPTrainer:
         )
         self.environment = describe(device, dtype=self.training.dtype, mode=self.program.mode)
 
+    def golden_losses(self, steps: int = 3) -> np.ndarray[tuple[int, int], np.dtype[np.floating]]:
+        """Losses of the sweep's own net at a spread of fixed rates, shape (steps, lanes)."""
+        program = self.program
+        lanes = program.replicate(*initial_weights(self.seed, program.width), program.num_lanes)
+        spread = torch.arange(program.num_lanes, device=program.device) % 16 + 1
+        lanes.input_lr.copy_(spread * 0.5)
+        lanes.output_lr.copy_(spread.flip(0) * 0.25)
+        rows = [None if self.rows is None else self.rows[k % len(self.rows)] for k in range(steps)]
+        losses = torch.stack([program.step(lanes, row).clone() for row in rows])
+        found: np.ndarray[tuple[int, int], np.dtype[np.floating]] = losses.cpu().numpy()
+        return found
+
     def train(self, points: Sequence[Point], beat: Beat = no_beat) -> Iterator[Outcome]:
         """Outcomes in the order of the points, a group at a time."""
         size = self.program.num_lanes * CHUNKS_PER_GROUP

@@ -49,6 +49,16 @@ class QuadraticTrainer:
             torch.device("cpu"), dtype=self.training.dtype, mode=f"chunks-{_LANES}"
         )
 
+    def golden_losses(self, steps: int = 3) -> Losses:
+        """Losses of descents at a spread of fixed rates, shape (steps, _LANES)."""
+        weights = _padded(initial_weights(0)[:, None], self.dtype)
+        rates = (np.arange(2 * _LANES).reshape(2, _LANES) % 64 / 64).astype(self.dtype)
+        series = np.empty((steps, _LANES), dtype=self.dtype)
+        for step in range(steps):
+            series[step], gradient = self.program.loss_and_gradient(weights)
+            weights = weights - rates * gradient
+        return series
+
     def train(self, points: Sequence[Point], beat: Beat = no_beat) -> Iterator[Outcome]:
         """Outcomes in the order of the points, a chunk at a time."""
         for first in range(0, len(points), _LANES):

@@ -1,0 +1,180 @@
+"""`fractal-k8s repro`: are a map's numbers the same when they are made again?"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from fractal_k8s.cli.common import (
+    Command,
+    echo_json,
+    json_option,
+    mixed_option,
+    open_store,
+    relocated,
+    store_option,
+)
+from fractal_k8s.cli.logs import PointParam
+from fractal_k8s.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, FractalError
+
+if TYPE_CHECKING:
+    from fractal_k8s.repro import Retraining
+    from fractal_k8s.results.certificate import Repeat
+
+
+@click.command(cls=Command)
+@click.argument("sweep_id", metavar="ID")
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="How many random points are trained again.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Which sample; 0 unless given.",
+)
+@click.option(
+    "--points",
+    "places",
+    type=PointParam(),
+    multiple=True,
+    metavar="I,J",
+    help="This point instead of random ones. Repeatable.",
+)
+@click.option("--cold", is_flag=True, help="Train each point alone in a fresh process besides.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes at once. Default: one per GPU, else one per core.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["local", "inline"]),
+    default="local",
+    show_default=True,
+    help="Child processes, or this process (for debugging).",
+)
+@click.option("--checkpoint", metavar="DIR", help="Where the same weights are on this machine.")
+@click.option("--dataset", metavar="REF", help="Where the same data are on this machine.")
+@store_option
+@mixed_option
+@json_option
+def command(
+    sweep_id: str,
+    sample: int,
+    seed: int,
+    places: tuple[tuple[int, int], ...],
+    cold: bool,
+    workers: int | None,
+    backend: str,
+    checkpoint: str | None,
+    dataset: str | None,
+    store_uri: str,
+    allow_mixed: bool,
+    as_json: bool,
+) -> None:
+    """Train random points of a map again elsewhere and compare every bit.
+
+    The points are trained in shards of other sizes, at other places and beside other points than
+    the first time, by worker processes of this machine. Every loss and every number of theirs must
+    have the same bits. The result is noted, and report shows it. Ends with 1 if anything differs.
+
+    A machine of another numerics class is refused; with --allow-mixed the classes are compared,
+    which is no certificate.
+
+    \b
+        fractal-k8s repro tanh --sample 64
+        fractal-k8s repro tuned --points 3,7 --points 0,0 --cold
+    """
+    from rich.console import Console
+
+    from fractal_k8s import repro
+    from fractal_k8s.aggregate import read_grid
+    from fractal_k8s.results.certificate import NOTE, certificate, fault_of
+
+    folder, plan = open_store(store_uri).plan(sweep_id)
+    grid = read_grid(folder, plan, allow_mixed=allow_mixed)
+    sweep = relocated(plan.sweep, checkpoint=checkpoint, dataset=dataset)
+    points = (
+        repro.chosen_points(grid, places) if places else repro.sample_points(grid, sample, seed)
+    )
+    first = repro.first_places(folder, sweep, points)
+    batches = repro.compose(sweep, points, first, seed=seed, cold=cold)
+    console = Console(stderr=True)
+    run = repro.Retraining(
+        grid,
+        sweep,
+        batches,
+        backend=backend,
+        workers=workers,
+        allow_mixed=allow_mixed,
+    )
+    run.tell = lambda text: console.print(text, highlight=False)
+    console.print(f"{sweep.id}: {len(points)} points again, {len(batches)} shards", highlight=False)
+    repeats = _interruptible(run)
+    note = certificate(repeats, seed=seed)
+    if note["is_certificate"]:
+        folder.put_note(NOTE, note)
+    if as_json:
+        echo_json({"sweep": sweep.id, **note})
+    else:
+        click.echo("\n".join([sweep.id, *_table(repeats), note["line"]]))
+        if note["is_certificate"]:
+            click.echo(f"shown on the map's page by: {folder.command('report')}")
+    if fault := fault_of(note):
+        raise fault
+
+
+def _interruptible(run: Retraining) -> list[Repeat]:
+    """Ctrl-C and SIGTERM end the workers and leave nothing behind."""
+    import signal
+
+    from fractal_k8s.cli.training import Stop
+
+    stop = Stop()
+    stop.watch(run)
+    with stop.on_signals():
+        try:
+            return run.run()
+        except FractalError:
+            if stop.number is None:
+                raise
+    click.echo("stopped; nothing was noted", err=True)
+    sys.exit(EXIT_INTERRUPTED if stop.number == signal.SIGINT else EXIT_TERMINATED)
+
+
+def _table(repeats: list[Repeat]) -> list[str]:
+    head = ("point", "shard", "place", "steps", "first -> final loss", "bits")
+    rows = [
+        head,
+        *(
+            (
+                f"({repeat.i}, {repeat.j})",
+                "alone" if repeat.cold else str(repeat.shard),
+                f"{repeat.place + 1} of {repeat.size}",
+                str(repeat.steps),
+                f"{_loss(repeat.first_loss)} -> {_loss(repeat.final_loss)}",
+                repeat.difference or "equal",
+            )
+            for repeat in repeats
+        ),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return [
+        "  "
+        + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _loss(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.6g}"
