@@ -13,7 +13,7 @@ import torch
 
 from conftest import mlp_raw, mlp_sweep
 from fractal_k8s.errors import EXIT_RETRY, CorruptError, OtherBitsError
-from fractal_k8s.results.golden import Golden, claim_golden, differences, put_golden
+from fractal_k8s.results.golden import Golden, claim_golden, differences
 from fractal_k8s.results.outcome import Environment
 from fractal_k8s.results.store import Plan, Store, SweepStore
 from fractal_k8s.sweep.deal import Deal
@@ -160,26 +160,6 @@ def test_of_one_class_the_first_golden_hash_counts(folder: SweepStore) -> None:
     other = Environment("another class", golden="b" * 64, fingerprint="{}")
     assert claim_golden(folder, other).hash == "b" * 64
     assert len(folder.files.entries(folder.key("golden"))) == 2
-
-
-def test_of_two_workers_that_begin_at_once_one_is_refused(
-    folder: SweepStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both find nothing; both leave their hash; both must then see the same first one."""
-    from fractal_k8s.results import golden
-
-    look, looked = golden._first, []
-
-    def racing(*arguments: Any) -> Golden | None:
-        if not looked:
-            looked.append(1)
-            put_golden(folder, "one class", Golden("a" * 64, "{}"))
-            return None
-        return look(*arguments)
-
-    monkeypatch.setattr(golden, "_first", racing)
-    assert claim_golden(folder, environment("b" * 64)).hash == "a" * 64
-    assert claim_golden(folder, environment("a" * 64)).hash == "a" * 64
 
 
 def test_a_damaged_golden_record_is_named(folder: SweepStore) -> None:

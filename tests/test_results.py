@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -523,6 +524,16 @@ def test_of_two_classes_the_first_one_claimed_counts(folder: SweepStore) -> None
     assert folder.claim_class("cpu") == "cpu"
     assert folder.claim_class("gpu") == "cpu"
     assert folder.claim_class("cpu") == "cpu"
+
+
+def test_of_workers_that_claim_at_once_all_are_told_the_same(folder: SweepStore) -> None:
+    for turn in range(20):
+        place, names = folder.key(f"claims-{turn}"), [f"worker {k}".encode() for k in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            told = set(pool.map(lambda name, place=place: folder.files.claim(place, name), names))
+        assert len(told) == 1
+        assert folder.files.claimed(place) in told
+        assert len(folder.files.entries(place)) == 1
 
 
 def test_a_damaged_log_is_named(folder: SweepStore, sweep: Sweep) -> None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from pyarrow import fs as pafs
 
 _TEMPORARY: Final = ".writing-"
+# the one file of a claimed folder
+_FIRST: Final = "first.json"
+# Object stores tell times in whole seconds: who claims within one of them must see the other.
+_SETTLE_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,17 @@ class Files(Protocol):
     def get(self, key: str) -> bytes | None: ...
     def entries(self, prefix: str) -> list[Entry]: ...
     def folders(self) -> list[str]: ...
+
+    def claim(self, folder: str, data: bytes) -> bytes:
+        """Leaves data in a folder unless somebody was there before; returns what was first.
+
+        Everybody who claims the same folder, at the same time or later, is told the same.
+        """
+        ...
+
+    def claimed(self, folder: str) -> bytes | None:
+        """What was first claimed in a folder, or None."""
+        ...
 
 
 def open_files(uri: str) -> Files:
@@ -111,6 +129,21 @@ class LocalFiles:
                         key = path.relative_to(self.root).as_posix()
                         found.append(Entry(key, stat.st_size, stat.st_mtime_ns))
         return sorted(found, key=lambda entry: entry.key)
+
+    def claim(self, folder: str, data: bytes) -> bytes:
+        target = self.root / folder / _FIRST
+        if (found := self.claimed(folder)) is not None:
+            return found
+        mine = target.with_name(f"{_TEMPORARY}{secrets.token_hex(6)}")
+        self.put(mine.relative_to(self.root).as_posix(), data)
+        with local_errors("write", target):
+            with contextlib.suppress(FileExistsError):
+                os.link(mine, target)  # unlike a rename it fails where there is one
+            mine.unlink()
+        return self.claimed(folder) or data
+
+    def claimed(self, folder: str) -> bytes | None:
+        return self.get(f"{folder}/{_FIRST}")
 
     def remove_leftovers(self, prefix: str) -> None:
         """Deletes the temporary files of writers that were killed. Only while nobody writes."""
@@ -227,6 +260,21 @@ class ObjectFiles:
             Entry(info.path[len(self.base) + 1 :], info.size, info.mtime_ns or 0) for info in files
         ]
         return sorted(entries, key=lambda entry: entry.key)
+
+    def claim(self, folder: str, data: bytes) -> bytes:
+        # pyarrow has no write that fails where there is something: everybody writes an object of
+        # its own, waits until the others' are to be seen, and takes the oldest
+        if (found := self.claimed(folder)) is not None:
+            return found
+        self.put(f"{folder}/{hashlib.sha256(data).hexdigest()[:12]}.json", data)
+        time.sleep(_SETTLE_S)
+        return self.claimed(folder) or data
+
+    def claimed(self, folder: str) -> bytes | None:
+        entries = self.entries(folder)
+        if not entries:
+            return None
+        return self.get(min(entries, key=lambda entry: (entry.modified_ns, entry.key)).key)
 
     def folders(self) -> list[str]:
         from pyarrow import fs as pafs

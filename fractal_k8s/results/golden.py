@@ -1,6 +1,6 @@
 """The golden hashes of a sweep: what its machines made of the same few training steps.
 
-    <store>/<sweep-id>/golden/<class>-<hash>.json
+    <store>/<sweep-id>/golden/<class>/
 
 The first worker of a numerics class leaves its hash; a later one of that class must have the same.
 """
@@ -34,38 +34,27 @@ def claim_golden(folder: SweepStore, own: Environment) -> Golden:
         CorruptError: what is stored is not what a worker writes.
     """
     assert own.golden is not None  # the caller has one to compare
-    mine = Golden(own.golden, own.fingerprint or "{}")
-    stored = _first(folder, own.numerics_class)
-    if stored is None:
-        put_golden(folder, own.numerics_class, mine)
-        stored = _first(folder, own.numerics_class)  # somebody may have been faster
-    return stored or mine
+    return put_golden(folder, own.numerics_class, Golden(own.golden, own.fingerprint or "{}"))
 
 
-def put_golden(folder: SweepStore, numerics_class: str, golden: Golden) -> None:
-    """Leaves a hash for later workers of the class."""
+def put_golden(folder: SweepStore, numerics_class: str, golden: Golden) -> Golden:
+    """Leaves a hash for later workers of the class; returns the first one left.
+
+    Raises:
+        CorruptError: what is stored is not what a worker writes.
+    """
     content = {
         "numerics_class": numerics_class,
         "golden": golden.hash,
         "fingerprint": json.loads(golden.fingerprint),
     }
-    name = f"{_class_name(numerics_class)}-{golden.hash[:12]}.json"
-    folder.files.put(folder.key(_FOLDER, name), json.dumps(content, sort_keys=True).encode())
-
-
-def _first(folder: SweepStore, numerics_class: str) -> Golden | None:
-    begin = folder.key(_FOLDER, _class_name(numerics_class))
-    entries = folder.files.entries(folder.key(_FOLDER))
-    entries = [entry for entry in entries if entry.key.startswith(begin)]
-    if not entries:
-        return None
-    # of two that came at the same time one is the first for everybody
-    first = min(entries, key=lambda entry: (entry.modified_ns, entry.key)).key
+    place = folder.key(_FOLDER, _class_name(numerics_class))
+    data = folder.files.claim(place, json.dumps(content, sort_keys=True).encode())
     try:
-        content = json.loads(folder.files.get(first) or b"")
-        return Golden(str(content["golden"]), json.dumps(content["fingerprint"], sort_keys=True))
+        first = json.loads(data)
+        return Golden(str(first["golden"]), json.dumps(first["fingerprint"], sort_keys=True))
     except (ValueError, KeyError, TypeError):
-        raise CorruptError(f"{first}: not a golden hash written by fractal-k8s") from None
+        raise CorruptError(f"{place}: not a golden hash written by fractal-k8s") from None
 
 
 def _class_name(numerics_class: str) -> str:

@@ -220,21 +220,13 @@ class SweepStore:
 
         A worker claims its own before it trains; who finds another one there must not add to it.
         """
-        digest = hashlib.sha256(numerics_class.encode()).hexdigest()[:12]
-        own = self.key("classes", f"{digest}.json")
-        if not self.files.entries(self.key("classes")):
-            self.files.put(own, json.dumps({"numerics_class": numerics_class}).encode())
-        return self.claimed_class() or numerics_class
+        text = json.dumps({"numerics_class": numerics_class})
+        return _class_in(self.files.claim(self.key("classes"), text.encode()))
 
     def claimed_class(self) -> str | None:
         """The numerics class that was claimed first, or None."""
-        entries = self.files.entries(self.key("classes"))
-        if not entries:
-            return None
-        # of two that were claimed at the same time one is the first for everybody
-        first = min(entries, key=lambda entry: (entry.modified_ns, entry.key)).key
-        claimed: str | None = json.loads(self.files.get(first) or b"{}").get("numerics_class")
-        return claimed
+        data = self.files.claimed(self.key("classes"))
+        return None if data is None else _class_in(data)
 
     # --- logs ---
 
@@ -296,6 +288,13 @@ class SweepStore:
         except ValueError:
             raise CorruptError(f"{self.where('summary', SUMMARY_FILE)}: not valid JSON") from None
         return summary
+
+
+def _class_in(data: bytes) -> str:
+    try:
+        return str(json.loads(data)["numerics_class"])
+    except (ValueError, KeyError, TypeError):
+        raise CorruptError("classes/: not a numerics class written by fractal-k8s") from None
 
 
 def is_copy(entry: Entry) -> bool:
