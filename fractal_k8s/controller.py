@@ -195,7 +195,10 @@ def train(
         # read again under the lock: what another launch has finished meanwhile is not trained twice
         grid = read_grid(folder, launch.plan, allow_mixed=launch.allow_mixed)
         share = 1.0
-        if launch.reuse and adopt_outcomes(folder, launch.plan, ~grid.known):
+        asked = Work(folder, launch.plan)
+        if launch.reuse and adopt_outcomes(
+            folder, launch.plan, ~grid.known, lambda: backend.numerics_class(asked)
+        ):
             before = _experiments(sweep, ~grid.known)
             grid = read_grid(folder, launch.plan, allow_mixed=launch.allow_mixed)
             share = _experiments(sweep, ~grid.known) / before

@@ -54,6 +54,11 @@ from fractal_k8s.watchdog import MemoryWatch, Watchdog
 # Waits between tries of the last write, well inside a pod's grace period.
 _RETRY_WAITS_S: Final = (1.0, 3.0)
 
+# An attempt is written whole, so that a large one takes its time: from some seconds on, at least
+# this many times as long is spent between two flushes.
+_SLOW_FLUSH_S: Final = 0.2
+_FLUSH_SHARE: Final = 10.0
+
 Emit = Callable[[str], None]
 
 
@@ -70,6 +75,18 @@ Listener = Callable[[PointEvent], None]
 
 class _LeakError(Exception):
     """The process holds more memory after every point."""
+
+
+def numerics_class_here(sweep: Sweep) -> str:
+    """The numerics class that this machine would train a sweep in.
+
+    Raises:
+        FractalError: it cannot be trained here.
+    """
+    prepare_environment()
+    from fractal_k8s.train import open_trainer
+
+    return open_trainer(sweep).environment.numerics_class
 
 
 class Worker:
@@ -210,6 +227,7 @@ class Worker:
     def _collect(self, outcomes: Iterator[Outcome], attempt: Attempt, done: int) -> None:
         from fractal_k8s.train.environment import held_bytes
 
+        pause = self.flush_seconds
         began = flushed = time.monotonic()
         total, memory = len(self.shard.trained), MemoryWatch()
         for number, outcome in enumerate(outcomes, start=1):
@@ -225,9 +243,12 @@ class Worker:
                 readable(self.sweep, log_line(self.sweep, outcome, state))
                 + f"  {rate:.3g} points/s  {done + number}/{total}"
             )
-            if time.monotonic() - flushed >= self.flush_seconds:
+            if time.monotonic() - flushed >= pause:
+                flushing = time.monotonic()
                 self._try_to_store(attempt)
                 flushed = time.monotonic()
+                if flushed - flushing > _SLOW_FLUSH_S:
+                    pause = max(self.flush_seconds, _FLUSH_SHARE * (flushed - flushing))
             # only where something was learned: a worker that fails at every point must not go on
             leaks = self.recycle is not None and memory.is_leaking(held_bytes())
             if leaks and done + number < total and number > self.failed:

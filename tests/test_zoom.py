@@ -23,6 +23,7 @@ from fractal_k8s.backends.inline import InlineBackend
 from fractal_k8s.errors import SweepError, UsageError
 from fractal_k8s.results import lineage
 from fractal_k8s.results.grid import Grid
+from fractal_k8s.results.outcome import Environment
 from fractal_k8s.results.reuse import find_outcomes
 from fractal_k8s.results.store import Plan, Store
 from fractal_k8s.results.timings import read_attempts
@@ -413,6 +414,26 @@ def test_rows_of_another_numerics_class_are_not_taken_over(store: Store) -> None
     assert find_outcomes(folder, child, wanted)
     folder.claim_class("another machine")
     assert not find_outcomes(folder, child, wanted)
+
+
+def test_a_family_of_another_machine_does_not_lock_a_zoom(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = mlp_sweep(resolution=[9, 9])
+    original = Environment.__init__
+
+    def elsewhere(self: Environment, numerics_class: str, *rest: Any, **more: Any) -> None:
+        original(self, f"another machine's {numerics_class}", *rest, **more)
+
+    with monkeypatch.context() as there:
+        there.setattr(Environment, "__init__", elsewhere)
+        train(root, store)
+    child = zoom_into(root, Box.of(2, 6, 3, 7))
+    grid = train(child, store)
+    assert grid.coverage == 1
+    assert not any("copied_from" in line for line in store.sweep(child.id).read_logs())
+    inside = zoom_into(root, Box.of(0, 4, 0, 4), resolution=5)  # nothing of it is left to train
+    assert train(inside, store).coverage == 1
 
 
 def test_scattered_points_are_no_zooms_and_have_none(store: Store) -> None:

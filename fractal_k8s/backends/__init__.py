@@ -75,6 +75,10 @@ class Backend(Protocol):
 
     name: str
 
+    def numerics_class(self, work: Work) -> str | None:
+        """The numerics class that its workers would train a sweep in; None if it cannot tell."""
+        ...
+
     def submit(self, work: Work, listener: Listener) -> Run:
         """Hands the sweep over; outcomes are reported to the listener by `Run.wait`'s thread."""
         ...

@@ -6,7 +6,7 @@ import signal
 
 from fractal_k8s.backends import Listener, Status, Work
 from fractal_k8s.errors import EXIT_COMPLETE, EXIT_INTERRUPTED, EXIT_RETRY, FractalError
-from fractal_k8s.worker import Worker
+from fractal_k8s.worker import Worker, numerics_class_here
 
 
 class InlineRun:
@@ -69,6 +69,12 @@ class InlineBackend:
     """This process."""
 
     name = "inline"
+
+    def numerics_class(self, work: Work) -> str | None:
+        try:
+            return numerics_class_here(work.plan.sweep)
+        except FractalError:  # a worker will say it, with all that belongs to it
+            return None
 
     def submit(self, work: Work, listener: Listener) -> InlineRun:
         return InlineRun(work, listener)

@@ -145,12 +145,10 @@ class LocalRun:
         self._attempts[shard] = self._attempts.get(shard, 0) + 1
         reading, writing = os.pipe()
         environment = {
-            **os.environ,
+            **_environment(self._slots.devices[slot]),
             EVENTS_FD: str(writing),
             PARENT_PID: str(os.getpid()),
         }
-        if (device := self._slots.devices[slot]) is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = device
         with (
             (self.folder / f"{shard}.out").open("wb") as out,
             (self.folder / f"{shard}.err").open("wb") as err,
@@ -260,12 +258,36 @@ class LocalBackend:
             seen[number % len(seen)] if seen else None for number in range(count)
         ]
 
+        self._classes: dict[tuple[str, str | None, str], str | None] = {}
+
     @property
     def workers(self) -> int:
         return len(self.devices)
 
+    def numerics_class(self, work: Work) -> str | None:
+        """Asks a child process, once for all sweeps that differ in nothing but their points."""
+        sweep = work.plan.sweep
+        key = (sweep.model, sweep.spec.checkpoint_digest, sweep.training.model_dump_json())
+        if key not in self._classes:
+            place = ("--store", work.folder.files.uri, "--sweep", sweep.id, "--shard", "0")
+            done = subprocess.run(
+                [sys.executable, "-m", "fractal_k8s", "worker", *place, "--dry-run"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                env=_environment(self.devices[0]),
+                check=False,
+            )
+            self._classes[key] = done.stdout.strip() if done.returncode == 0 else None
+        return self._classes[key]
+
     def submit(self, work: Work, listener: Listener) -> LocalRun:
         return LocalRun(work, listener, self.devices)
+
+
+def _environment(device: str | None) -> dict[str, str]:
+    """What a child sees: this process's environment, and one GPU of it."""
+    return {**os.environ, **({} if device is None else {"CUDA_VISIBLE_DEVICES": device})}
 
 
 def open_backend(workers: int | None = None, gpus: tuple[str, ...] = ()) -> LocalBackend:

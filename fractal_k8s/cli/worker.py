@@ -40,8 +40,13 @@ _PARENT_CHECK_S: Final = 1.0
     metavar="N",
     help="Which shard to train.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Open weights and data, print the numerics class of this machine, and train nothing.",
+)
 @mixed_option
-def command(store_uri: str, sweep_ref: str, shard: int, allow_mixed: bool) -> None:
+def command(store_uri: str, sweep_ref: str, shard: int, dry_run: bool, allow_mixed: bool) -> None:
     """Train one shard; what a pod and a child process run.
 
     Exit codes: 0 the shard is complete; 64 the sweep or its settings are wrong; 65 weights or data
@@ -51,7 +56,7 @@ def command(store_uri: str, sweep_ref: str, shard: int, allow_mixed: bool) -> No
     from fractal_k8s.environ import prepare_environment
 
     prepare_environment()
-    from fractal_k8s.worker import Worker, flush_stdout
+    from fractal_k8s.worker import Worker, flush_stdout, numerics_class_here
 
     environment = dict(os.environ)  # with what a launcher has left in it
     _end_with_parent()
@@ -59,6 +64,9 @@ def command(store_uri: str, sweep_ref: str, shard: int, allow_mixed: bool) -> No
 
     store = open_store(store_uri)
     plan = _read_plan(store, sweep_ref)
+    if dry_run:
+        click.echo(numerics_class_here(plan.sweep))
+        return
     worker = Worker(
         store.sweep(plan.sweep.id),
         plan,

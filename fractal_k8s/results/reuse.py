@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -38,18 +38,24 @@ class Found:
     table: pa.Table
 
 
-def find_outcomes(folder: SweepStore, sweep: Sweep, missing: npt.NDArray[np.bool_]) -> list[Found]:
+def find_outcomes(
+    folder: SweepStore,
+    sweep: Sweep,
+    missing: npt.NDArray[np.bool_],
+    numerics: str | None = None,
+) -> list[Found]:
     """What the family of a sweep has stored of its missing points. Writes nothing.
 
-    All rows are of one numerics class: the one that the sweep belongs to already, else that of the
-    first row found.
+    All rows are of one numerics class: the one that the sweep belongs to already, else the given
+    one, else that of the first row found.
 
     Args:
         missing: shape (rows, columns), True where an outcome is wanted.
+        numerics: the class in which the other points would be trained.
     """
     wanted = missing.copy()
     found: list[Found] = []
-    numerics = folder.claimed_class()
+    numerics = folder.claimed_class() or numerics
     for source, table in _family_rows(folder, sweep, wanted):
         numerics = numerics or table.column("numerics_class")[0].as_py()
         rows = table.filter(pc.field("numerics_class").cast(pa.string()) == numerics)
@@ -90,13 +96,25 @@ def _with_columns(table: pa.Table, new: dict[str, pa.Array]) -> pa.Table:
     return table
 
 
-def adopt_outcomes(folder: SweepStore, plan: Plan, missing: npt.NDArray[np.bool_]) -> int:
+def adopt_outcomes(
+    folder: SweepStore,
+    plan: Plan,
+    missing: npt.NDArray[np.bool_],
+    ask: Callable[[], str | None] = lambda: None,
+) -> int:
     """Copies what `find_outcomes` finds into the sweep's own folder; returns how many points.
 
     Copies keep their numbers, numerics class, machine and time, and the id of the sweep that
     trained them. They count as a deal of their own, so that every worker looks for them.
+
+    Args:
+        ask: says the numerics class in which the other points would be trained; None = unknown.
     """
     found = find_outcomes(folder, plan.sweep, missing)
+    rest = int(missing.sum()) - sum(len(part.table) for part in found)
+    # where points remain to be trained, only rows of their class are one map with them
+    if found and rest and folder.claimed_class() is None and (own := ask()) is not None:
+        found = find_outcomes(folder, plan.sweep, missing, own)
     if not found:
         return 0
     table = pa.concat_tables([part.table for part in found]).unify_dictionaries()
