@@ -249,6 +249,13 @@ def test_a_shorter_run_is_read_out_of_a_longer_one(gpt_sweep: MakeSweep, passes:
     assert_same(together, train(GPTTrainer(sweep, share=False)))
 
 
+def test_probe_rows_are_measured_where_a_shorter_run_ends(gpt_sweep: MakeSweep) -> None:
+    sweep = _over_tokens(gpt_sweep, *CONSTANT, "training.probe_rows=3")
+    together = train(GPTTrainer(sweep), [3, 4])
+    assert together[3].probe_after != together[4].probe_after
+    assert_same(together, train(GPTTrainer(sweep, share=False)))
+
+
 def test_a_schedule_that_depends_on_the_length_is_not_shared(
     gpt_sweep: MakeSweep, passes: list[int]
 ) -> None:

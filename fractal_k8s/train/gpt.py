@@ -109,9 +109,7 @@ class GPTTrainer:
         return self._data(self.training, self.sweep.spec.seed).batches
 
     def _data(self, training: GPTTraining, seed: int) -> _Data:
-        """What a run sees, made once; sizes and seeds differ only if asked to, of several orders one
-        is kept.
-        """
+        """What a run sees, made once: of several orders the last one's is kept, in every size."""
         if training.data_order == "shuffled" and seed != self._made_seed:
             self._made.clear()
             self._made_seed = seed
