@@ -43,7 +43,8 @@ class FirstStep:
         self.forget()
 
     def forget(self) -> None:
-        self._made_of: tuple[Batch, float] | None = None
+        self._batch: Batch | None = None
+        self._smoothing = 0.0
         self._loss: Tensor | None = None
         self._gradients: list[Tensor] = []
         self._directions: Directions | None = None
@@ -54,14 +55,14 @@ class FirstStep:
         Args:
             keep: whether a later run can use what this one computes.
         """
-        made_of = (batch, self._stepper.training.label_smoothing)
-        if self._loss is not None and self._made_of == made_of:
+        smoothing = self._stepper.training.label_smoothing
+        if self._loss is not None and self._batch is batch and self._smoothing == smoothing:
             self._stepper.take_gradients(self._gradients)
             return self._loss, self._directions
         self.forget()
         loss = self._stepper.gradients(batch)
         if keep and self._fits():
-            self._made_of, self._loss = made_of, loss
+            self._batch, self._smoothing, self._loss = batch, smoothing, loss
             self._gradients = self._stepper.keep_gradients()
             self._directions = [] if self._stepper.takes_directions else None
         return loss, self._directions
