@@ -396,7 +396,7 @@ def test_compiled_points_have_the_bits_of_a_fresh_process(
         return found
 
     warm, fresh = losses(0, 3, 1), losses(1)
-    assert warm["class"].endswith("packed compiled")
+    assert "packed compiled" in warm["class"]
     assert "recompile" in warm["refused"]
     assert warm["1"] == fresh["1"]
     eager = train(GPTTrainer(gpt_sweep()))
