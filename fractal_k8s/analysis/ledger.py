@@ -19,8 +19,6 @@ from fractal_k8s.results.grid import Grid
 from fractal_k8s.sweep.deal import representatives
 
 TITLE: Final = "Ledger"
-# Below this the start of the processes decides, which no forecast knows.
-_COMPARABLE_S: Final = 1.0
 _COMPARED: Final = ("training_seconds", "worker_seconds", "wall_seconds", "cost_usd")
 
 
@@ -106,12 +104,8 @@ def _cost(seconds: float | None, price: float | None) -> float | None:
 
 
 def _ratios(actual: Mapping[str, Any], predicted: Mapping[str, Any]) -> dict[str, float | None]:
-    """actual / predicted; None where either is unknown, or both are too short to say anything."""
-    long = max(actual["worker_seconds"] or 0.0, predicted["worker_seconds"]) >= _COMPARABLE_S
     return {
-        key: actual[key] / predicted[key]
-        if long and actual[key] is not None and predicted[key]
-        else None
+        key: actual[key] / predicted[key] if actual[key] is not None and predicted[key] else None
         for key in _COMPARED
     }
 
@@ -130,7 +124,8 @@ def lines(result: dict[str, Any]) -> list[tuple[str, str]]:
         text = f"actual {_amount(key, actual[key])}"
         if predicted is not None:
             text += f", predicted {_amount(key, predicted[key])}"
-        if ratio is not None and ratio[key] is not None:
+        # of times below a second the start of the processes decides, which no forecast knows
+        if ratio is not None and ratio[key] is not None and actual["worker_seconds"] >= 1:
             text += f", ratio {ratio[key]:.2f}"
         rows.append((label, text))
     if predicted is not None:
