@@ -108,14 +108,18 @@ class Attention(nn.Module):
         self.c_v = nn.Linear(config.n_embd, key, bias=False)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
-        """(B, T, n_embd) -> (B, T, n_embd)."""
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What attends to what: (B, T, n_embd) -> q, k, v, each (B, T, heads, head_dim)."""
         q, k, v = (
-            linear(x, layer).view(*x.shape[:2], -1, self.head_dim)  # B, T, heads, head_dim
+            linear(x, layer).view(*x.shape[:2], -1, self.head_dim)
             for layer in (self.c_q, self.c_k, self.c_v)
         )
         q, k = (rms_norm(rotate(part, cos, sin)) for part in (q, k))
-        return linear(attend(q, k, v, layout).flatten(2), self.c_proj)
+        return q, k, v
+
+    def merge(self, attended: Tensor) -> Tensor:
+        """The heads' results, (B, T, heads, head_dim) -> (B, T, n_embd)."""
+        return linear(attended.flatten(2), self.c_proj)
 
 
 class FeedForward(nn.Module):
@@ -132,7 +136,11 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each on the normalised residual stream."""
+    """Attention and MLP, each on the normalised residual stream.
+
+    What lies before and after the attention itself are functions of their own, because they can be
+    compiled whatever the layout.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -140,7 +148,16 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
-        x = x + self.attn(rms_norm(x), cos, sin, layout)
+        q, k, v = self.before(x, cos, sin)
+        return self.after(x, attend(q, k, v, layout))
+
+    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The residual stream's q, k and v."""
+        return self.attn.project(rms_norm(x), cos, sin)
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The residual stream with attention and MLP added."""
+        x = x + self.attn.merge(attended)
         out: Tensor = x + self.mlp(rms_norm(x))
         return out
 

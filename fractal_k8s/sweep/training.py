@@ -27,7 +27,7 @@ Rate = PositiveFloat
 
 # Keys that change nothing about a run, so that they are no part of a sweep's id: how it computes,
 # which is its numerics class; a permission; and what follows from the checkpoint.
-OUTSIDE_ID: Final = ("packing", "allow_repeats", "flops_per_token")
+OUTSIDE_ID: Final = ("packing", "execution", "allow_repeats", "flops_per_token")
 
 
 class MLPTraining(Spec):
@@ -145,6 +145,9 @@ class GPTTraining(Spec):
     packing: Literal["packed", "padded"] = "packed"
     # compute a layer's activations again in the backward pass instead of keeping them
     gradient_checkpointing: bool = False
+    # how a step is run: torch's operations one by one, the blocks compiled around the attention, or
+    # everything recorded as CUDA graphs (GPUs only, and not over an axis of weight_decay)
+    execution: Literal["eager", "compiled", "graphs"] = "eager"
 
     @property
     def rate_dtype(self) -> str:
