@@ -20,7 +20,7 @@ from conftest import Run as RunCommand
 from fractal_k8s.checkpoints.files import find_checkpoint
 from fractal_k8s.checkpoints.nanochat import load_weights
 from fractal_k8s.data.conversations import Row
-from fractal_k8s.data.loader import Loader, in_order
+from fractal_k8s.data.loader import Loader
 from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.models.gpt import GPT
 from fractal_k8s.models.sample import Choice, generate
@@ -50,12 +50,11 @@ def start(
     folder: Path,
     sweep: Sweep,
     *,
-    eval_rows: int = 0,
     layout: Any = "artifact",
     resume: bool = False,
     listener: Callable[[Event], None] = lambda event: None,
 ) -> Run:
-    config = RunConfig(sweep, eval_rows, layout)
+    config = RunConfig(sweep, layout)
     return Run(config, RunFolder(folder), ONE, listener, resume=resume)
 
 
@@ -142,6 +141,17 @@ def test_the_command_repeats_a_stored_point_bit_for_bit(run: RunCommand, golden:
     assert mine["environment"]["numerics_class"]
 
 
+def test_a_run_of_a_budget_in_flops_is_the_point_it_was(gpt_sweep: MakeSweep) -> None:
+    budget = {"knob": "flops", "low": 2e9, "high": 7e9}
+    rate = {"knob": "matrix_lr", "low": 1e-3, "high": 1e-1}
+    sweep = gpt_sweep("training.allow_repeats=true", axes={"y": rate, "x": budget})
+    trainer = GPTTrainer(sweep)
+    run = GPTTrainer(single(point_of(trainer.sweep, 1, 1), source="test"))
+    theirs = next(trainer.train([trainer.sweep.point(3)]))
+    ours = next(run.train([run.sweep.point(0)]))
+    assert ours.losses.tobytes() == theirs.losses.tobytes()
+
+
 # --- rows ---
 
 
@@ -165,22 +175,21 @@ def test_ranks_share_the_rows_of_every_step(count: int) -> None:
     assert whole.state(3) == {"rows": count, "epoch": 18 // count, "next_row": 18 % count}
 
 
-def test_a_shuffled_order_is_a_function_of_the_seed() -> None:
-    assert in_order(rows(20), "file", 1) == rows(20)
-    first = in_order(rows(20), "shuffled", 1)
-    assert first == in_order(rows(20), "shuffled", 1) != in_order(rows(20), "shuffled", 2)
-    assert sorted(row.ids for row in first) == [row.ids for row in rows(20)]
-
-
 def test_held_out_rows_are_evaluated_and_not_trained(one: Sweep, tmp_path: Path) -> None:
     events: list[Event] = []
-    run = start(tmp_path / "run", one, eval_rows=5, listener=events.append)
     everything = load_materials(one).rows.rows
+    one = single(one.to_dict(), settings=["training.probe_rows=5"], source="test")
+    run = start(tmp_path / "run", one, listener=events.append)
     assert run.finetune.held_out == everything[-5:]
     assert len(run.finetune.loader) == len(everything) - 5
     with StopSignals() as signals:
         result = run.train(Habits(eval_every=2, samples=2), signals)["result"]
     assert [step for step, _ in result["evaluations"]] == [0, 2, 4, 5]
+    point = next(GPTTrainer(one).train([one.point(0)]))
+    assert np.array(result["losses"], dtype=np.float32).tobytes() == point.losses.tobytes()
+    assert (result["probe_before"], result["probe_after"]) == pytest.approx(
+        (point.probe_before, point.probe_after), rel=1e-5
+    )
     model = load_materials(single(one.to_dict(), source="test")).model
     total, labels = 0.0, 0
     for row in everything[-5:]:  # each by itself, so without padding
@@ -274,7 +283,7 @@ def test_what_is_trained_cannot_change_on_the_way(run: RunCommand, golden: Path)
     assert "--resume" in run(*begin, code=2).output
     said = run(*begin, "--resume", "--set", "training.matrix_lr=0.5", "--eval-rows", "3", code=2)
     assert "training.matrix_lr: was 0.02, is 0.5" in said.output
-    assert "eval_rows: was 0, is 3" in said.output
+    assert "training.probe_rows: was 0, is 3" in said.output
     said = run("train", "--out", "one", "--resume", "--set", "seed=1", code=2)
     assert "seed: was 42, is 1" in said.output
     run(*begin, "--resume")
@@ -327,7 +336,9 @@ def test_a_trained_embedding_keeps_its_precision() -> None:
         pytest.param(["--preset", "tiny", "--set", "training.tokens=0"], "tokens", id="value"),
         pytest.param(["--preset", "tiny", "--set", "training.tokns=1"], "tokens", id="typing"),
         pytest.param(["--preset", "tiny", "--wandb-artifact", "x"], "--wandb", id="artifact"),
-        pytest.param(["--preset", "tiny", "--eval-rows", "64"], "64 rows", id="nothing left"),
+        pytest.param(
+            ["--preset", "tiny", "--eval-rows", "64"], "nothing to train on", id="nothing left"
+        ),
         pytest.param(["nowhere"], "nowhere", id="unknown sweep"),
     ],
 )
@@ -352,7 +363,7 @@ def test_rows_that_cannot_be_shared_evenly_are_refused(one: Sweep, tmp_path: Pat
         sweep = single(one.to_dict(), settings=settings, source="test")
         with pytest.raises(UsageError, match=words):
             Run(
-                RunConfig(sweep, 0, "artifact"),
+                RunConfig(sweep, "artifact"),
                 RunFolder(tmp_path / "run"),
                 Ranks(0, 3, torch.device("cpu")),
                 lambda event: None,
@@ -406,7 +417,14 @@ def test_two_processes_train_what_one_trains(golden: Path, one: Sweep, tmp_path:
 
 
 def test_a_rank_that_dies_ends_the_others(golden: Path, tmp_path: Path) -> None:
-    more = ("--set", "training.tokens=9000000", "--samples=0", "--save-every=2", "--out=two")
+    more = (
+        "--set",
+        "training.tokens=9000000",
+        "--allow-repeats",
+        "--samples=0",
+        "--save-every=2",
+        "--out=two",
+    )
     with subprocess.Popen(
         torchrun("-m", "fractal_k8s", "train", *tiny(golden), *more),
         stdout=subprocess.PIPE,
@@ -472,7 +490,7 @@ def test_ranks_whose_weights_differ_are_found_out(one: Sweep, tmp_path: Path) ->
 
 
 def test_a_stopped_command_says_how_to_go_on(golden: Path, tmp_path: Path) -> None:
-    more = ("--set", "training.tokens=9000000", "--samples=0", "--out=one")
+    more = ("--set", "training.tokens=9000000", "--allow-repeats", "--samples=0", "--out=one")
     command = [sys.executable, "-m", "fractal_k8s", "train", *tiny(golden), *more]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment()

@@ -18,6 +18,7 @@ from fractal_k8s.cli.common import (
     json_option,
     open_store,
     read_sweep,
+    repeats_option,
     store_option,
     sweep_options,
 )
@@ -46,6 +47,7 @@ _EVERY = click.IntRange(min=1)
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The run's folder."
 )
+@repeats_option
 @click.option("--save-every", type=_EVERY, metavar="N", help="Updates between checkpoints.")
 @click.option("--eval-every", type=_EVERY, metavar="N", help="Updates between evaluations.")
 @click.option(
@@ -87,6 +89,7 @@ def command(
     point: tuple[int, int] | None,
     store_uri: str,
     out: Path,
+    allow_repeats: bool,
     save_every: int | None,
     eval_every: int | None,
     eval_rows: int | None,
@@ -124,6 +127,10 @@ def command(
     from fractal_k8s.train.run import Habits
     from fractal_k8s.train.run_folder import RunConfig, RunFolder
 
+    if eval_rows is not None:
+        settings = (*settings, f"training.probe_rows={eval_rows}")
+    if allow_repeats:
+        settings = (*settings, "training.allow_repeats=true")
     folder = RunFolder(out)
     what = _What(sweep_file, preset, resolution, settings, checkpoint, dataset, name, point)
     begun = folder.config() if resume and (folder.holds_run or not what.is_named) else None
@@ -131,10 +138,9 @@ def command(
         folder.refuse_existing()
     config = RunConfig(
         what.sweep(store_uri, begun.sweep if begun else None),
-        eval_rows if eval_rows is not None else begun.eval_rows if begun else 0,
         "nanochat" if (layout or (begun and begun.layout)) == "nanochat" else "artifact",
     )
-    if eval_every is not None and not config.eval_rows:
+    if eval_every is not None and not config.training.probe_rows:
         raise click.UsageError("--eval-every needs --eval-rows M, the rows to evaluate on")
     if begun is not None:
         config = config.continued(begun)
@@ -147,7 +153,7 @@ def command(
         echo_json(result)
         return
     screen.result(result)
-    if what.is_stored_point and not config.eval_rows:
+    if what.is_stored_point:
         screen.say(_against_stored(open_store(store_uri), what, result))
 
 
@@ -185,7 +191,11 @@ class _What:
         from fractal_k8s.sweep.load import parse_text, preset_text, read_raw
         from fractal_k8s.sweep.single import point_of, single
 
-        named = {"checkpoint": self.checkpoint, "dataset": self.dataset, "name": self.name}
+        named: dict[str, Any] = {
+            "checkpoint": self.checkpoint,
+            "dataset": self.dataset,
+            "name": self.name,
+        }
         settings = self.settings
         if self.sweep_file is not None and self.preset is not None:
             raise click.UsageError("give a sweep or --preset, not both")

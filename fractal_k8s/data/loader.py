@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final, Literal, overload
-
-import numpy as np
+from typing import overload
 
 from fractal_k8s.data.conversations import Row
-
-_ORDER_STREAM: Final = 4
-
-
-def in_order(rows: list[Row], order: Literal["file", "shuffled"], seed: int) -> list[Row]:
-    """The rows as a run takes them: in the file's order, or in the order that a seed draws."""
-    if order == "file":
-        return rows
-    return [rows[k] for k in np.random.RandomState([seed, _ORDER_STREAM]).permutation(len(rows))]
 
 
 class Loader:

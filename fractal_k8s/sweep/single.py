@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from fractal_k8s.errors import SweepError, UsageError
@@ -11,8 +11,12 @@ from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.load import apply_setting, whole_checkpoint, whole_dataset
 from fractal_k8s.sweep.training import GPTTraining
 
-# Two knobs that every fine-tune obeys and that share no key: the axes of the one point.
-_KNOBS: Final = ("tokens", "warmup_frac")
+# What a knob that every fine-tune obeys is allowed to be.
+_FITS: Final[dict[str, Callable[[float], bool]]] = {
+    "tokens": lambda value: value >= 1,
+    "flops": lambda value: value > 0,
+    "warmup_frac": lambda value: 0 <= value <= 1,
+}
 # What says which points there are.
 _OF_A_MAP: Final = ("axes", "resolution", "scatter", "origin")
 
@@ -56,7 +60,7 @@ def single(
             content[key] = whole(content[key])
     content["axes"] = {
         name: {"knob": knob, "values": [_value(content, knob)]}
-        for name, knob in zip(("y", "x"), _KNOBS, strict=True)
+        for name, knob in zip(("y", "x"), _knobs(content), strict=True)
     }
     content["resolution"] = [1, 1]
     return Sweep.parse(content, source=source)
@@ -82,12 +86,17 @@ def point_of(sweep: Sweep, i: int, j: int) -> dict[str, Any]:
     }
 
 
+def _knobs(content: Mapping[str, Any]) -> tuple[str, str]:
+    """Two knobs that the run obeys and that share no key: the axes of the one point."""
+    training = content.get("training")
+    by_flops = isinstance(training, dict) and training.get("flops") is not None
+    return ("flops" if by_flops else "tokens"), "warmup_frac"
+
+
 def _value(content: Mapping[str, Any], knob: str) -> float:
-    """What the config says of a knob; the default where that is not even a number."""
+    """What the config says of a knob; another that fits where that is not even a number."""
     training = content.get("training")
     value = training.get(knob) if isinstance(training, dict) else None
-    default = float(GPTTraining.model_fields[knob].default)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return default
-    fits = value >= 1 if knob == "tokens" else 0 <= value <= 1
-    return float(value) if fits else default
+    if isinstance(value, int | float) and not isinstance(value, bool) and _FITS[knob](value):
+        return float(value)
+    return float(GPTTraining.model_fields[knob].default or 1)

@@ -18,18 +18,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fractal_k8s.data.loader import Loader, in_order
+from fractal_k8s.data.loader import Loader
 from fractal_k8s.errors import FractalError, UsageError
 from fractal_k8s.models.sample import GREEDY, Choice, generate
 from fractal_k8s.results.outcome import loss_facts
-from fractal_k8s.results.verdict import is_stable, is_trainable
+from fractal_k8s.results.verdict import (
+    is_marginal,
+    is_stable,
+    is_trainable,
+    judged_number,
+    probe_ratio,
+)
 from fractal_k8s.sweep.definition import Sweep
+from fractal_k8s.sweep.supply import refuse_repeats
 from fractal_k8s.sweep.training import GPTTraining
 from fractal_k8s.train.batches import Batch, Batches, digest_of
 from fractal_k8s.train.determinism import make_deterministic
 from fractal_k8s.train.environment import describe
-from fractal_k8s.train.materials import load_materials
+from fractal_k8s.train.materials import data_facts, in_order, load_materials, pinned
 from fractal_k8s.train.optimizers import build_optimizers, group_of, is_trained
+from fractal_k8s.train.packing import BUCKET_RULE
 from fractal_k8s.train.parallel import Ranks
 from fractal_k8s.train.schedule import multiplier
 
@@ -65,24 +73,24 @@ class FineTune:
     """A fine-tune of a checkpoint, from its first step on.
 
     Args:
-        sweep: of one point, from `sweep.single`.
-        eval_rows: how many rows, the last of the file, are kept for evaluation and not trained on.
+        sweep: of one point, from `sweep.single`. Its probe rows are held out for evaluation.
 
     Raises:
         UsageError: files are missing, or rows and ranks do not fit together.
         CorruptError: files are damaged or are not the run's.
     """
 
-    def __init__(self, sweep: Sweep, ranks: Ranks, *, eval_rows: int = 0) -> None:
+    def __init__(self, sweep: Sweep, ranks: Ranks) -> None:
         make_deterministic()
         point = sweep.point(0)
-        training = sweep.training_at(point)
-        assert isinstance(training, GPTTraining)  # `single` takes no other model
-        part_size = _part_size(training, ranks.size)
+        asked = sweep.training_at(point)
+        assert isinstance(asked, GPTTraining)  # `single` takes no other model
+        part_size = _part_size(asked, ranks.size)
         materials = load_materials(sweep)
-        self.sweep = sweep.pinned(
-            checkpoint_digest=materials.checkpoint_digest, dataset_digest=materials.dataset_digest
-        )
+        self.sweep = pinned(sweep, materials)
+        refuse_repeats(self.sweep, data_facts(self.sweep, materials.rows, materials.probe))
+        training = self.sweep.training_at(point)
+        assert isinstance(training, GPTTraining)  # as asked, and with what its model takes
         self.training = training
         self.run_seed = sweep.run_seed(point)
         self.ranks = ranks
@@ -94,20 +102,27 @@ class FineTune:
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(is_trained(name, training))
         self._pad_id = materials.tokenizer.special["<|assistant_end|>"]
-        trained, self.held_out = _split(materials.rows.rows, eval_rows)
+        self.held_out = materials.probe
         self.loader = Loader(
-            in_order(trained, training.data_order, self.run_seed),
+            in_order(materials.rows.rows, training, self.run_seed),
             training.batch_size,
             rank=ranks.rank,
             ranks=ranks.size,
         )
         self.batches = self._batches(self.loader.share, self.loader.share_size, part_size)
-        self.steps = training.num_steps() or max(
-            1, math.ceil(training.tokens / self.loader.num_labels(0))
-        )
+        steps = training.num_steps(self.loader.num_labels(0))
+        assert steps is not None  # the first batch and the model are known here
+        self.steps = steps
         self.optimizers = build_optimizers(self.parameters, training, self.model.config.n_embd)
-        self.environment = describe(ranks.device, dtype=training.dtype, mode="padded")
+        self.environment = describe(
+            ranks.device,
+            dtype=training.dtype,
+            mode=training.packing,
+            bucket_rule=BUCKET_RULE if training.packing == "packed" else None,
+        )
         self.losses: list[float] = []
+        # loss on the held-out rows before the first and after the last update, where measured
+        self.probe_losses = (math.nan, math.nan)
         self.tokens_seen = self.supervised_tokens = 0
         self.seconds = 0.0
         self._data = hashlib.sha256()
@@ -221,7 +236,14 @@ class FineTune:
         return tokens
 
     def _batches(self, rows: Any, size: int, part_size: int | None = None) -> Batches:
-        return Batches(rows, size, self._pad_id, self.ranks.device, part_size=part_size)
+        return Batches(
+            rows,
+            size,
+            self._pad_id,
+            self.ranks.device,
+            part_size=part_size,
+            packing=self.training.packing,
+        )
 
     # --- looking at it ---
 
@@ -279,12 +301,21 @@ class FineTune:
         """The numbers of an outcome and the verdict, as plain data."""
         rule = self.sweep.verdict
         facts = loss_facts(np.array(self.losses), rule.window)
-        final, ratio = np.array(facts.final), np.array(facts.ratio)
+        final = np.array(facts.final)
         stable = is_stable(np.array(self.is_over), final)
+        number = judged_number(
+            rule,
+            ratio=np.array(facts.ratio),
+            final_loss=final,
+            probe_ratio=probe_ratio(*self.probe_losses),
+        )
         return {
             "state": "diverged" if self.has_diverged else "trained",
             "stable": bool(stable),
-            "trainable": bool(is_trainable(rule, stable, ratio, final)),
+            "trainable": bool(is_trainable(rule, stable, number)),
+            "marginal": bool(is_marginal(rule, stable, number)),
+            "probe_before": self.probe_losses[0],
+            "probe_after": self.probe_losses[1],
             "steps": self.updates,
             "first_loss": facts.first,
             "last_mean_loss": facts.last_mean,
@@ -357,14 +388,3 @@ def _part_size(training: GPTTraining, ranks: int) -> int:
             f"({size} over {ranks})"
         )
     return part
-
-
-def _split(rows: list[Any], eval_rows: int) -> tuple[list[Any], list[Any]]:
-    """Rows to train on, and those that are held out."""
-    if eval_rows >= len(rows):
-        raise UsageError(
-            f"--eval-rows {eval_rows}: the data have {len(rows)} rows that can be trained on, "
-            "and some must be left to train on"
-        )
-    cut = len(rows) - eval_rows
-    return rows[:cut], rows[cut:]

@@ -64,8 +64,8 @@ class Run:
         self.folder = folder
         self.ranks = ranks
         self.listener = listener if ranks.is_first else lambda event: None
-        self.finetune = FineTune(config.sweep, ranks, eval_rows=config.eval_rows)
-        self.config = RunConfig(self.finetune.sweep, config.eval_rows, config.layout)
+        self.finetune = FineTune(config.sweep, ranks)
+        self.config = RunConfig(self.finetune.sweep, config.layout)
         self.evaluations: list[tuple[int, float]] = []
         self.saved: CheckpointFiles | None = None
         if resume:
@@ -89,6 +89,7 @@ class Run:
                 f"{kept.files.model}: the weights are not those that {kept.files.meta.name} names"
             )
         self.evaluations = [(step, loss) for step, loss in kept.meta["evaluations"]]
+        self._note_probe()
         self.saved = kept.files
         self.listener(Noted(kept.files.step, f"resumed after {kept.files.step} updates"))
         if kept.meta["ranks"] != self.ranks.size:
@@ -134,7 +135,14 @@ class Run:
         if self.finetune.held_out:
             loss, step = self.finetune.evaluate(), self.finetune.updates
             self.evaluations.append((step, loss))
+            self._note_probe()
             self.listener(Evaluated(step, loss, len(self.finetune.held_out)))
+
+    def _note_probe(self) -> None:
+        """Gives the run the losses on the held-out rows that its verdict may need."""
+        losses = dict(self.evaluations)
+        before, after = losses.get(0, math.nan), losses.get(self.finetune.steps, math.nan)
+        self.finetune.probe_losses = (before, after)
 
     def _sample(self, count: int) -> list[dict[str, str]]:
         if not count or not self.ranks.is_first:

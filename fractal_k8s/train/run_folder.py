@@ -30,6 +30,7 @@ from fractal_k8s.checkpoints.nanochat import load_weights
 from fractal_k8s.checkpoints.save import ARTIFACT_FOLDER, save_checkpoint, write_whole
 from fractal_k8s.errors import CorruptError, FractalError, UsageError
 from fractal_k8s.sweep.definition import Sweep
+from fractal_k8s.sweep.training import GPTTraining
 
 Layout = Literal["artifact", "nanochat"]
 
@@ -45,14 +46,18 @@ class RunConfig:
     """What a run trains and how its folder is laid out; what `--resume` must not change."""
 
     sweep: Sweep
-    eval_rows: int
     layout: Layout
+
+    @property
+    def training(self) -> GPTTraining:
+        training = self.sweep.training
+        assert isinstance(training, GPTTraining)  # `single` takes no other model
+        return training
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "sweep": self.sweep.to_dict(),
-            "eval_rows": self.eval_rows,
             "layout": self.layout,
         }
 
@@ -76,7 +81,7 @@ class RunConfig:
         pinned = self.sweep.pinned(
             checkpoint_digest=spec.checkpoint_digest, dataset_digest=spec.dataset_digest
         )
-        return RunConfig(pinned, self.eval_rows, self.layout)
+        return RunConfig(pinned, self.layout)
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -155,7 +160,7 @@ class RunFolder:
             if content["format"] > FORMAT:
                 raise UsageError(f"{path}: written by a newer release of fractal-k8s; use that one")
             sweep = Sweep.parse(content["sweep"], source=str(path))
-            return RunConfig(sweep, int(content["eval_rows"]), content["layout"])
+            return RunConfig(sweep, content["layout"])
         except OSError:
             raise UsageError(
                 f"{self.home} holds no run to resume; start one without --resume"
