@@ -30,6 +30,11 @@ class StopSignals:
         self._number: int | None = None
         self._raised = False
 
+    @property
+    def number(self) -> int | None:
+        """The first signal that arrived, raised or not yet."""
+        return self._number
+
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -25,6 +25,7 @@ TREE = {
     "fractal_k8s/worker.py": "a shard: points not done -> train -> store -> exit code",
     "fractal_k8s/stopping.py": "Ctrl-C and SIGTERM: what is done is kept",
     "fractal_k8s/watchdog.py": "ends a worker that hangs",
+    "fractal_k8s/tracking.py": "Weights & Biases, or a quiet stand-in",
     "fractal_k8s/backends/": "HOW shards run: local (child processes), inline (this process)",
     "fractal_k8s/analysis/": "grid -> numbers, one file per analysis",
     "fractal_k8s/report/": "numbers -> figures and the web page",

@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "report": "Draw the figures and the web page again.",
     "presets": "List the sweeps that come with fractal-k8s.",
     "show": "Print a sweep file: of a stored sweep or of a preset.",
+    "train": "Train one run, with evaluation, samples and checkpoints.",
     "worker": "Train one shard; what a pod and a child process run.",
     "completion": "Print the script that completes commands in your shell.",
 }

@@ -93,7 +93,7 @@ def resolve(
     for key, value in (overrides or {}).items():
         if value is not None:
             content[key] = value
-    problems = [problem for text in settings if (problem := _apply(content, text))]
+    problems = [problem for text in settings if (problem := apply_setting(content, text))]
     if problems:
         raise SweepError(problems, source="--set")
     for key, whole in (("checkpoint", whole_checkpoint), ("dataset", whole_dataset)):
@@ -138,7 +138,7 @@ def _refuse_dates(value: object) -> str:
     )
 
 
-def _apply(content: Raw, text: str) -> str | None:
+def apply_setting(content: Raw, text: str) -> str | None:
     """Applies one `key=value`; returns the problem with it, if any."""
     key, separator, value = text.partition("=")
     parts = key.strip().split(".")

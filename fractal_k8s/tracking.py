@@ -1,0 +1,197 @@
+"""Weights & Biases, or a quiet stand-in. Tracking never stops training.
+
+The mode is that of WANDB_MODE: online, offline or disabled. A server that does not answer in time
+makes a run an offline one, which `wandb sync` uploads later.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from fractal_k8s.errors import UsageError
+
+Say = Callable[[str], None]
+
+# how long the server may take to answer
+VARIABLE: Final = "FRACTAL_K8S_WANDB_SECONDS"
+_INIT_SECONDS: Final = 30.0
+# how long the last upload may take before the run ends without it
+_FINISH_SECONDS: Final = 120.0
+_SECRET: Final = "WANDB_API_KEY"
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What a tracker is told of a run before it begins."""
+
+    project: str
+    name: str
+    # runs of one sweep, or of one run that was resumed, stand together
+    group: str
+    config: Mapping[str, Any]
+    # where files of the run go
+    folder: Path
+    tags: tuple[str, ...] = field(default=())
+
+
+class Tracker(Protocol):
+    """Where a run's numbers go beside its own folder."""
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Notes numbers, and tables given as lists of rows; steps never fall."""
+        ...
+
+    def add_artifact(self, name: str, files: Mapping[str, Path]) -> None:
+        """Keeps files as a versioned model, each under its name."""
+        ...
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Notes what the run came to and closes it."""
+        ...
+
+
+class NoTracker:
+    """Tracks nothing."""
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        pass
+
+    def add_artifact(self, name: str, files: Mapping[str, Path]) -> None:
+        pass
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        pass
+
+
+def require_wandb() -> None:
+    """Makes sure that W&B can be used at all, before anything is loaded.
+
+    Raises:
+        UsageError: the library is not installed.
+    """
+    if importlib.util.find_spec("wandb") is None:
+        raise UsageError(
+            "--wandb needs the wandb library: install it with `pip install 'fractal-k8s[wandb]'`, "
+            "or leave --wandb out"
+        )
+
+
+def open_wandb(tracked: Tracked, say: Say) -> Tracker:
+    """A W&B run, online if its server answers within seconds, else offline."""
+    os.environ.setdefault("WANDB_DATA_DIR", str(tracked.folder / "wandb" / "data"))
+    os.environ.setdefault("WANDB_CACHE_DIR", str(tracked.folder / "wandb" / "cache"))
+    os.environ.setdefault("WANDB_SILENT", "true")
+    tracked.folder.mkdir(parents=True, exist_ok=True)
+    mode = os.environ.get("WANDB_MODE", "online")
+    try:
+        if mode == "online" and not _has_key():
+            say("W&B: no API key (WANDB_API_KEY or `wandb login`); the run is kept offline")
+            mode = "offline"
+        return _WandbTracker(_init(tracked, mode), say)
+    except Exception as error:  # whatever its client raises, training goes on
+        if mode != "online":
+            say(f"W&B: not tracked ({_harmless(error)})")
+            return NoTracker()
+        say(f"W&B: the server cannot be used ({_harmless(error)}); the run is kept offline")
+    try:
+        return _WandbTracker(_init(tracked, "offline"), say)
+    except Exception as error:
+        say(f"W&B: not tracked ({_harmless(error)})")
+        return NoTracker()
+
+
+def _has_key() -> bool:
+    import wandb
+
+    return wandb.login(prompt=False, verify=False)
+
+
+def _init(tracked: Tracked, mode: str) -> Any:
+    import wandb
+
+    seconds = float(os.environ.get(VARIABLE, _INIT_SECONDS))
+    return wandb.init(
+        project=tracked.project,
+        name=tracked.name,
+        group=tracked.group,
+        config=dict(tracked.config),
+        tags=list(tracked.tags),
+        dir=str(tracked.folder),
+        mode=mode,  # type: ignore[arg-type]  # any other word is refused by wandb
+        settings=wandb.Settings(
+            console="off",
+            init_timeout=seconds,
+            finish_timeout=_FINISH_SECONDS,
+            finish_timeout_raises=True,
+        ),
+    )
+
+
+class _WandbTracker:
+    """A W&B run whose trouble is told once and never raised."""
+
+    def __init__(self, run: Any, say: Say) -> None:
+        self._run = run
+        self._say = say
+        self._told = False
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        if metrics:
+            self._try(lambda: self._run.log(_with_tables(metrics), step=step))
+
+    def add_artifact(self, name: str, files: Mapping[str, Path]) -> None:
+        def add() -> None:
+            import wandb
+
+            artifact = wandb.Artifact(name, type="model")
+            for path, file in files.items():
+                artifact.add_file(str(file), name=path, policy="immutable")
+            self._run.log_artifact(artifact)
+
+        self._try(add)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Waits for the last upload, but not for ever: what is missing lies in the run's files."""
+        self._try(lambda: self._run.summary.update(dict(summary)))
+        try:
+            self._run.finish()
+        except Exception as error:
+            self._say(
+                f"W&B: not everything was uploaded ({_harmless(error)}); "
+                f"upload the rest with `wandb sync {Path(self._run.dir).parent}`"
+            )
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:
+            if not self._told:
+                self._say(f"W&B: not everything is tracked ({_harmless(error)})")
+            self._told = True
+
+
+def _with_tables(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists of rows as W&B's tables."""
+    import wandb
+
+    found = dict(metrics)
+    for key, rows in metrics.items():
+        if isinstance(rows, list) and rows:
+            columns = list(rows[0])
+            data = [[row[column] for column in columns] for row in rows]
+            found[key] = wandb.Table(columns=columns, data=data)
+    return found
+
+
+def _harmless(error: Exception) -> str:
+    """The first line of an error without the key, which some messages quote."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    secret = os.environ.get(_SECRET)
+    if secret:
+        text = text.replace(secret, "***")
+    return f"{type(error).__name__}: {text[:200]}"
