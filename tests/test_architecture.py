@@ -30,7 +30,7 @@ ALLOWED = {
     "report": {"analysis", "results", "sweep"},
     "aggregate": {"results", "analysis", "report", "sweep"},
     "repro": {"aggregate", "backends", "results", "sweep"},
-    "controller": {"aggregate", "backends", "results", "sweep", "train", "worker"},
+    "controller": {"aggregate", "backends", "environ", "results", "sweep", "train", "worker"},
 }
 
 # outside package -> the parts of ours that may import it
@@ -41,6 +41,7 @@ HOMES = {
     "pyarrow": {"results", "data", "aggregate", "worker"},
     "torch": {"models", "data", "train", "checkpoints"},
     "tiktoken": {"checkpoints"},
+    "rustbpe": {"checkpoints"},
     "matplotlib": {"report"},
     "PIL": {"report"},
     "av": {"report"},
@@ -117,6 +118,8 @@ HEAVY = ("torch", "kubernetes", "pyarrow", "wandb", "matplotlib", "plotly", "num
         pytest.param(["launch", "--help"], HEAVY, id="help of a command"),
         pytest.param(["presets"], ("torch", "matplotlib", "pyarrow"), id="presets"),
         pytest.param(["plan", "--preset", "tanh"], ("torch", "matplotlib"), id="plan"),
+        pytest.param(["plan", "--preset", "tiny"], ("torch", "matplotlib"), id="plan of a model"),
+        pytest.param(["pretrain", "--help"], HEAVY, id="help of pretrain"),
         pytest.param(["list"], ("torch", "matplotlib"), id="list"),
     ],
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def save_checkpoint(
     """Writes `checkpoints/model_<step>.pt`, `checkpoints/meta_<step>.json` and `tokenizer/`.
 
     That is the layout of nanochat's artifacts, which nanochat and `find_checkpoint` read. Every
-    file gets its name only when it is whole.
+    file gets its name only when it is whole; equal contents give equal bytes.
 
     Args:
         weights: tensors by nanochat's names, in the dtypes to store.
@@ -42,16 +42,18 @@ def save_checkpoint(
     if tokenizer.resolve() != files.tokenizer.parent.resolve():
         shutil.copytree(tokenizer, files.tokenizer.parent, dirs_exist_ok=True)
     text = json.dumps({"step": step, **meta}, indent=2, allow_nan=False)
-    _whole(files.meta, lambda path: path.write_text(text))
+    _whole(files.meta, lambda file: file.write(text.encode()))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    _whole(files.model, lambda path: torch.save(tensors, path))
+    _whole(files.model, lambda file: torch.save(tensors, file))
     return files
 
 
-def _whole(path: Path, write: Any) -> None:
+def _whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Writes through a file object: given a path, torch puts its name into the file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write(temporary)
+        with temporary.open("wb") as file:
+            write(file)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

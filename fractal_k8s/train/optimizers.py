@@ -68,24 +68,24 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
-        super().__init__(groups, {"lr": 0.02})
+        super().__init__(groups, {"lr": 0.02, "momentum": MUON_MOMENTUM})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._update(weight, group["lr"])
+                    self._update(weight, group["lr"], group["momentum"])
 
-    def _update(self, weight: Tensor, lr: float) -> None:
+    def _update(self, weight: Tensor, lr: float, decay: float) -> None:
         gradient = weight.grad
         assert gradient is not None  # the caller skips weights without one
         state = self.state[weight]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(gradient)
         momentum: Tensor = state["momentum"]
-        momentum.lerp_(gradient, 1 - MUON_MOMENTUM)
-        ahead = gradient.lerp(momentum, MUON_MOMENTUM)
+        momentum.lerp_(gradient, 1 - decay)
+        ahead = gradient.lerp(momentum, decay)
         stretch = math.sqrt(max(1.0, weight.size(0) / weight.size(1)))
         weight.add_(orthogonalize(ahead), alpha=-lr * stretch)
 
@@ -117,6 +117,13 @@ class Optimizers:
                 group["lr"] = group["initial_lr"] * multiplier
             member.step()
             member.zero_grad(set_to_none=True)
+
+    def set_momentum(self, momentum: float) -> None:
+        """Muon's momentum from the next update on; pretraining raises it over its first steps."""
+        for member in self.members:
+            if isinstance(member, Muon):
+                for group in member.param_groups:
+                    group["momentum"] = momentum
 
     def state_dict(self) -> list[dict[str, Any]]:
         """What a resumed run needs, as nanochat keeps it: a state for each member."""
