@@ -5,6 +5,7 @@ And what `plan --probe` does: train a few points to see how long they take.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from fractal_k8s.aggregate import Aggregation, aggregate, read_grid
 from fractal_k8s.backends import Backend, Run, Status, Work
 from fractal_k8s.backends.local import LocalBackend
+from fractal_k8s.environ import prepare_environment
 from fractal_k8s.errors import IncompleteError, RetryError, StoreError, UsageError
 from fractal_k8s.results.files import LocalFiles
 from fractal_k8s.results.grid import Grid
@@ -76,20 +78,34 @@ class Launch:
         return Plan(self.sweep, Deal())
 
 
-def pin(sweep: Sweep) -> tuple[Sweep, DataFacts | None]:
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def pin(sweep: Sweep, tell: Callable[[str], None] = _to_stderr) -> tuple[Sweep, DataFacts | None]:
     """The sweep tied to the content of its files, after checking that it can be trained with them.
 
-    Also what its data hold; None where they are made from its seed.
+    Also what its data hold; None where they are made from its seed. A model that is named as
+    `pretrained:NAME` is made first if this machine does not have it.
+
+    Args:
+        tell: gets lines of progress of that.
 
     Raises:
         FractalError: files are missing, damaged, or do not fit together.
     """
     if sweep.model != "gpt":
         return sweep, None
-    from fractal_k8s.train.materials import data_facts, load_materials, pinned
+    from fractal_k8s.train.depth import verified
+    from fractal_k8s.train.recipe import SCHEME
 
-    materials = load_materials(sweep)
-    return pinned(sweep, materials), data_facts(sweep, materials.rows, materials.probe)
+    reference = sweep.spec.checkpoint or ""
+    if reference.startswith(SCHEME):
+        prepare_environment()  # a model's bytes must not depend on the shell that launched
+        from fractal_k8s.train.pretrained import provide
+
+        provide(reference.removeprefix(SCHEME), tell)
+    return verified(sweep)
 
 
 def prepare(

@@ -74,7 +74,9 @@ def axes() -> str:
 
     rows = ["| knob | model | what it turns | default spacing |", "|---|---|---|---|"]
     rows += [
-        f"| `{knob.name}` | {knob.model} | {knob.label} | {knob.scale} |" for knob in KNOBS.values()
+        f"| `{knob.name}` | {knob.model} | {knob.label} | "
+        f"{'listed values only' if knob.listed else knob.scale} |"
+        for knob in KNOBS.values()
     ]
     return "\n".join(rows)
 

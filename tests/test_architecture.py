@@ -31,7 +31,7 @@ ALLOWED = {
     "report": {"analysis", "results", "sweep"},
     "aggregate": {"results", "analysis", "report", "sweep"},
     "repro": {"aggregate", "backends", "results", "sweep"},
-    "controller": {"aggregate", "backends", "results", "sweep", "train", "worker"},
+    "controller": {"aggregate", "backends", "environ", "results", "sweep", "train", "worker"},
 }
 
 # outside package -> the parts of ours that may import it
@@ -42,6 +42,7 @@ HOMES = {
     "pyarrow": {"results", "data", "aggregate", "worker"},
     "torch": {"models", "data", "train", "checkpoints"},
     "tiktoken": {"checkpoints"},
+    "rustbpe": {"checkpoints"},
     "wandb": {"tracking"},
     "matplotlib": {"report"},
     "PIL": {"report"},
@@ -120,6 +121,8 @@ HEAVY = ("torch", "kubernetes", "pyarrow", "wandb", "matplotlib", "plotly", "num
         pytest.param(["train", "--help"], HEAVY, id="help of train"),
         pytest.param(["presets"], ("torch", "matplotlib", "pyarrow"), id="presets"),
         pytest.param(["plan", "--preset", "tanh"], ("torch", "matplotlib"), id="plan"),
+        pytest.param(["plan", "--preset", "tiny"], ("torch", "matplotlib"), id="plan of a model"),
+        pytest.param(["pretrain", "--help"], HEAVY, id="help of pretrain"),
         pytest.param(["list"], ("torch", "matplotlib"), id="list"),
     ],
 )

@@ -29,7 +29,8 @@ def save_checkpoint(
 
     That is the layout of nanochat's artifacts, which `find_checkpoint` reads. With
     `chatsft_checkpoints/d<depth>` as the folder it is nanochat's own, and `home` can be its
-    NANOCHAT_BASE_DIR. Every file gets its name only when it is whole, the weights last.
+    NANOCHAT_BASE_DIR. Every file gets its name only when it is whole, the weights last; equal
+    contents give equal bytes.
 
     Args:
         weights: tensors by nanochat's names, in the dtypes to store.

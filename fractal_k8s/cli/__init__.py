@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "repro": "Train random points of a map again elsewhere and compare every bit.",
     "zoom": "Train a box of a map as a map of its own.",
     "report": "Draw the figures and the web page again.",
+    "pretrain": "Make a small model from text: tokenizer, base model, chat model.",
     "presets": "List the sweeps that come with fractal-k8s.",
     "show": "Print a sweep file: of a stored sweep or of a preset.",
     "train": "Train one run, with evaluation, samples and checkpoints.",

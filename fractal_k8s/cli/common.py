@@ -109,8 +109,17 @@ def sweep_options(function: F) -> F:
             metavar="KEY=VALUE",
             help="Change a key of the sweep, such as training.tokens=4000. Repeatable.",
         ),
-        click.option("--checkpoint", metavar="DIR", help="Folder with the weights to start from."),
-        click.option("--dataset", metavar="REF", help="Data, as in conversations:FILE.jsonl."),
+        click.option(
+            "--checkpoint",
+            metavar="REF",
+            help="Weights to start from: a folder, one a depth as in models/d{depth}, or "
+            "pretrained:tiny.",
+        ),
+        click.option(
+            "--dataset",
+            metavar="REF",
+            help="Data, as in conversations:FILE.jsonl, or forms, which are made up.",
+        ),
         click.option("--name", metavar="NAME", help="Another name for the sweep."),
     ]
     for decorator in reversed(decorators):

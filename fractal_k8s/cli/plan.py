@@ -209,7 +209,13 @@ def _shape(sweep: Sweep, depth: int | None) -> Shape | None:
     if reference is None:
         return None
     from fractal_k8s.checkpoints.files import find_checkpoint, read_config
+    from fractal_k8s.train.recipe import SCHEME, recipe_named
 
+    if reference.startswith(SCHEME):
+        recipe = recipe_named(reference.removeprefix(SCHEME))
+        return replace(Shape.of_depth(recipe.depth), vocab_size=recipe.vocab_size)
+    if sweep.depths:  # a worker must have room for the deepest
+        reference = sweep.at_depth(sweep.depths[-1]).spec.checkpoint or ""
     files = find_checkpoint(Path(reference).expanduser())
     return Shape.of_config(read_config(files), source=str(files.meta))
 
@@ -244,6 +250,7 @@ def _lines(made: Forecast) -> list[str]:
         (f"x {sweep.x_knob.name}", _span(sweep.x_values)),
         ("precision", _precision(sweep)),
         ("points", f"{made.points:,} points, {made.distinct:,} distinct experiments"),
+        *_model_rows(sweep),
         *_step_rows(made),
         *_data_rows(made),
         *(("note", note) for note in made.notes),
@@ -253,6 +260,17 @@ def _lines(made: Forecast) -> list[str]:
     width = max(len(label) for label, _ in rows)
     lines = [sweep.name, *(f"  {label:<{width}}  {text}" for label, text in rows)]
     return lines + _wall_table(made)
+
+
+def _model_rows(sweep: Sweep) -> list[tuple[str, str]]:
+    """What launch has to make first."""
+    from fractal_k8s.train.recipe import SCHEME, cached_folder
+
+    reference = sweep.spec.checkpoint or ""
+    name = reference.removeprefix(SCHEME)
+    if not reference.startswith(SCHEME) or cached_folder(name).is_dir():
+        return []
+    return [("model", f"{name} is not on this machine yet; launch makes it, once")]
 
 
 def _precision(sweep: Sweep) -> str:

@@ -147,23 +147,32 @@ def read_rows(path: Path, encoder: Encoder, max_seq_len: int) -> Rows:
         UsageError: the file is missing, of an unknown kind, or nothing in it can be trained on.
         CorruptError: a line or row is damaged; says which.
     """
-    rows = cut_rows(_rendered(path, encoder), max_seq_len)
+    return render_rows(read_messages(path), encoder, max_seq_len, source=str(path))
+
+
+def render_rows(
+    conversations: Iterable[tuple[str, Any]], encoder: Encoder, max_seq_len: int, *, source: str
+) -> Rows:
+    """`read_rows` of conversations from anywhere, each with its place in the source."""
+    rows = cut_rows(_rendered(conversations, encoder, source), max_seq_len)
     if not rows.rows and not rows.left_out:
-        raise UsageError(f"{path}: is empty; give a file with one conversation a line")
+        raise UsageError(f"{source}: is empty; give a file with one conversation a line")
     if not rows.rows:
         raise UsageError(
-            f"{path}: none of its {rows.left_out} conversations has anything to train on within "
+            f"{source}: none of its {rows.left_out} conversations has anything to train on within "
             f"max_seq_len {max_seq_len}; an answer must begin before that, see training.max_seq_len"
         )
     return rows
 
 
-def _rendered(path: Path, encoder: Encoder) -> Iterator[Row]:
-    for place, messages in _read_messages(path):
+def _rendered(
+    conversations: Iterable[tuple[str, Any]], encoder: Encoder, source: str
+) -> Iterator[Row]:
+    for place, messages in conversations:
         try:
             yield render(messages, encoder)
         except ValueError as error:
-            raise CorruptError(f"{path} {place}: {error}") from None
+            raise CorruptError(f"{source} {place}: {error}") from None
 
 
 def cut_rows(whole: Iterable[Row], max_seq_len: int) -> Rows:
@@ -194,7 +203,8 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_messages(path: Path) -> Iterator[tuple[str, Any]]:
+def read_messages(path: Path) -> Iterator[tuple[str, Any]]:
+    """Each conversation of a file, with its place; nothing of it is checked yet."""
     if path.is_dir():
         raise UsageError(f"data set {path}: is a folder; give a .jsonl or .parquet file")
     if not path.is_file():

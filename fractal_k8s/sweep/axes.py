@@ -49,6 +49,8 @@ class Knob:
     affects: str | None = None
     # False where the config's own values matter beside the knob's (as ratios, say)
     replaces: bool = True
+    # True where only listed values make sense
+    listed: bool = False
 
 
 def _plain(name: str, model: Model, kind: Any, label: str, **more: Any) -> Knob:
@@ -103,6 +105,7 @@ _TABLE = (
     Knob("flops", "gpt", "budget", "training FLOPs", ("flops", "tokens"), _flops, affects=STEPS),
     _plain("warmup_frac", "gpt", "fraction", "warmup fraction", scale="linear", affects=WARMUP),
     _plain("weight_decay", "gpt", "amount", "weight decay"),
+    _plain("depth", "gpt", "count", "depth", listed=True),
     _plain("input_lr", "mlp", "rate", "input layer learning rate"),
     _plain("output_lr", "mlp", "rate", "output layer learning rate"),
     Knob("lr", "mlp", "rate", "learning rate", _MLP_RATES, _both_layers),

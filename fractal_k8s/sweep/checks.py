@@ -15,7 +15,7 @@ from fractal_k8s.sweep.base import Spec
 from fractal_k8s.sweep.points import coinciding, distinct, representable_values
 from fractal_k8s.sweep.rule import VerdictRule
 from fractal_k8s.sweep.scatter import Cells, Pairs, can_be_moved
-from fractal_k8s.sweep.training import GPTTraining, Training
+from fractal_k8s.sweep.training import DEPTH_FIELD, GPTTraining, Training
 
 T = TypeVar("T")
 
@@ -36,6 +36,7 @@ class Parts:
     axes: Mapping[str, Axis] = field(default_factory=dict)
     resolution: tuple[int, int] | None = None
     training: Training | None = None
+    checkpoint: str | None = None
     seed: int = 0
     seed_policy: str = "shared"
     verdict: VerdictRule | None = None
@@ -71,6 +72,7 @@ def grid_problems(parts: Parts) -> list[str]:
     problems += _scatter_problems(parts)
     problems += _batch_problems(parts)
     problems += _verdict_problems(parts)
+    problems += _depth_problems(parts)
     return [*problems, *_name_problems(parts), *_seed_problems(parts)]
 
 
@@ -85,6 +87,8 @@ def _axis_problems(parts: Parts, name: str, axis: Axis) -> Iterator[str]:
         reason = effect_problem(knob, parts.training)
         if reason is not None:
             yield f"axes.{name}.knob: {knob.name} does nothing: {reason}"
+    if knob is not None and knob.listed and axis.values is None:
+        yield f"axes.{name}: {knob.name} has no range; give values = [2, 3, 4], say"
     word = "rows" if name == "y" else "columns"
     listed = None if axis.values is None else len(axis.values)
     if count is not None and listed is not None and listed != count:
@@ -237,6 +241,26 @@ def _cell_problems(parts: Parts, cells: Cells) -> Iterator[str]:
     knobs = [parts.knob(axis) for axis in parts.axes.values()]
     if any(cells.ulps) and all(knob and not can_be_moved(knob) for knob in knobs):
         yield "scatter.ulps: neither axis is a rate that can be moved; give ulps = [0]"
+
+
+def _depth_problems(parts: Parts) -> Iterator[str]:
+    """A depth that no checkpoint is chosen by, or a choice of checkpoints without a depth."""
+    training = parts.training
+    if not isinstance(training, GPTTraining) or parts.checkpoint is None:
+        return
+    turned = any(axis.knob == "depth" for axis in parts.axes.values())
+    if DEPTH_FIELD not in parts.checkpoint:
+        if turned or training.depth is not None:
+            what = "an axis over depth" if turned else "training.depth"
+            yield (
+                f"checkpoint: {parts.checkpoint!r} is one model; {what} needs one for each depth, "
+                f"such as models/d{DEPTH_FIELD}"
+            )
+    elif not turned and training.depth is None:
+        yield (
+            f"checkpoint: {parts.checkpoint!r} needs a depth; set training.depth, or give an axis "
+            'with knob = "depth"'
+        )
 
 
 def _overlap_problems(parts: Parts, one: Axis, other: Axis) -> Iterator[str]:

@@ -28,6 +28,7 @@ from fractal_k8s.sweep.points import Point
 from fractal_k8s.sweep.rule import VerdictRule
 from fractal_k8s.sweep.scatter import Cells, Pairs, Scatter, cell_positions, pair_positions
 from fractal_k8s.sweep.training import (
+    DEPTH_FIELD,
     OUTSIDE_ID,
     GPTTraining,
     MLPTraining,
@@ -116,9 +117,10 @@ class GPTSweep(_Sweep):
     """A sweep of fine-tunes of a nanochat checkpoint."""
 
     model: Literal["gpt"]
-    # where the weights come from: a folder; None = must be given at launch
+    # where the weights come from: a folder, a folder for each depth (models/d{depth}), or
+    # pretrained:NAME, which is made where it is not; None = must be given at launch
     checkpoint: str | None = None
-    # `conversations:FILE` or a named data set
+    # `conversations:FILE`, or `forms`, `forms:ROWS` or `statements`, which are made up
     dataset: str
     training: GPTTraining = GPTTraining()
 
@@ -245,6 +247,24 @@ class Sweep:
         """Whether the number of steps follows from the sweep alone."""
         return self.training_at(self.point(0)).num_steps() is not None
 
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """Depths of the models it trains, rising; none if its checkpoint is a single model."""
+        if DEPTH_FIELD not in (self.spec.checkpoint or ""):
+            return ()
+        for knob, values in ((self.y_knob, self.y_values), (self.x_knob, self.x_values)):
+            if knob.name == "depth":
+                return tuple(int(value) for value in values)
+        assert isinstance(self.training, GPTTraining)  # other models have no checkpoint
+        assert self.training.depth is not None  # or the sweep would not be valid
+        return (self.training.depth,)
+
+    def at_depth(self, depth: int) -> Sweep:
+        """The same points, with the one checkpoint of a depth, which nothing is known of."""
+        reference = (self.spec.checkpoint or "").replace(DEPTH_FIELD, str(depth))
+        changes = {"checkpoint": reference, "checkpoint_digest": None}
+        return Sweep(self.spec.model_copy(update=changes), self.version)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sweep) and self.spec == other.spec
 
@@ -343,6 +363,7 @@ class Sweep:
             axes={"y": spec.axes.y, "x": spec.axes.x},
             resolution=spec.resolution,
             training=spec.training,
+            checkpoint=spec.checkpoint,
             seed=spec.seed,
             seed_policy=spec.seed_policy,
             verdict=spec.verdict,
@@ -352,7 +373,9 @@ class Sweep:
 
 def _sound_parts(raw: dict[str, Any]) -> Parts:
     """The parts of a sweep with mistakes that are valid by themselves."""
-    axes, name, model = (raw.get(key) for key in ("axes", "name", "model"))
+    axes, name, model, checkpoint = (
+        raw.get(key) for key in ("axes", "name", "model", "checkpoint")
+    )
     kind = _TRAININGS.get(str(model))
     training = None if kind is None else sound(kind, raw.get("training", {}))
     found: dict[str, Axis] = {}
@@ -369,5 +392,6 @@ def _sound_parts(raw: dict[str, Any]) -> Parts:
         resolution=None if too_large else resolution,
         training=training,
         verdict=sound(VerdictRule, raw.get("verdict", {})),
+        checkpoint=checkpoint if isinstance(checkpoint, str) else None,
         scatter=sound(Scatter, raw.get("scatter")),  # type: ignore[arg-type]  # a kind of both
     )

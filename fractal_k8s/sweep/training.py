@@ -23,6 +23,9 @@ from fractal_k8s.sweep.base import Spec
 
 GROUPS = ("matrix", "embedding", "unembedding")
 
+# stands for the depth in the checkpoint of a sweep over several models
+DEPTH_FIELD: Final = "{depth}"
+
 Rate = PositiveFloat
 
 # Keys that change nothing about a run, so that they are no part of a sweep's id: how it computes,
@@ -138,6 +141,8 @@ class GPTTraining(Spec):
     probe_rows: NonNegativeInt = 0
     # accept runs that see rows again because they ask for more than the data hold
     allow_repeats: bool = False
+    # layers of the model: fills in the {depth} of the sweep's checkpoint. None = it has none
+    depth: PositiveInt | None = None
     # dtype of activations and matrix products; weights and optimizer state are float32
     dtype: Literal["float32", "bfloat16"] = "float32"
     # the rows of a step end to end, without padding and with logits where a label is; or side by

@@ -66,6 +66,10 @@ def _trainer_of(sweep: Sweep) -> Trainer:
         from fractal_k8s.train.quadratic import QuadraticTrainer
 
         return QuadraticTrainer(sweep)
+    if sweep.depths:
+        from fractal_k8s.train.depth import DepthTrainer
+
+        return DepthTrainer(sweep)
     from fractal_k8s.train.gpt import GPTTrainer
 
     return GPTTrainer(sweep)

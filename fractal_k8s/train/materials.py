@@ -13,13 +13,22 @@ import numpy as np
 
 from fractal_k8s.checkpoints.files import CheckpointFiles, find_checkpoint
 from fractal_k8s.checkpoints.tokenizer import Tokenizer, load_tokenizer
-from fractal_k8s.data.conversations import Row, Rows, file_digest, read_rows, shuffled
+from fractal_k8s.data.conversations import (
+    Row,
+    Rows,
+    file_digest,
+    read_rows,
+    render_rows,
+    shuffled,
+)
+from fractal_k8s.data.named import NAMES, named_set
 from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.flops import with_flops
 from fractal_k8s.sweep.memory import Shape
 from fractal_k8s.sweep.supply import DataFacts
 from fractal_k8s.sweep.training import GPTTraining
+from fractal_k8s.train.recipe import SCHEME, pretrained_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +64,7 @@ def load_materials(sweep: Sweep) -> Materials:
 
     training = gpt_training(sweep)
     files = find_checkpoint(_checkpoint_folder(sweep))
-    data = _dataset_file(sweep)
+    data = _dataset_reference(sweep)
     digest = files.digest()
     _check_digest("checkpoint", files.model, sweep.spec.checkpoint_digest, digest)
     weights = load_weights(files)
@@ -85,8 +94,8 @@ def load_materials(sweep: Sweep) -> Materials:
             f"training.max_seq_len {training.max_seq_len} is more than the checkpoint's "
             f"{config.max_positions} positions"
         )
-    rows, probe = _held_out(read_rows(data, tokenizer, training.max_seq_len), training)
-    data_digest = file_digest(data)
+    rows, probe = _held_out(read_dataset(data, tokenizer, training.max_seq_len), training)
+    data_digest = dataset_digest(data)
     _check_digest("data set", data, sweep.spec.dataset_digest, data_digest)
     return Materials(files, model, tokenizer, rows, probe, digest, data_digest)
 
@@ -106,10 +115,12 @@ def read_facts(sweep: Sweep) -> DataFacts:
         UsageError: something is missing, or too little for the probe rows.
         CorruptError: something is damaged.
     """
+    if sweep.depths:  # models that are made together have one tokenizer
+        sweep = sweep.at_depth(sweep.depths[-1])
     files = find_checkpoint(_checkpoint_folder(sweep))
     tokenizer = load_tokenizer(files.tokenizer.parent)
     training = gpt_training(sweep)
-    rows = read_rows(_dataset_file(sweep), tokenizer, training.max_seq_len)
+    rows = read_dataset(_dataset_reference(sweep), tokenizer, training.max_seq_len)
     return data_facts(sweep, *_held_out(rows, training))
 
 
@@ -155,22 +166,47 @@ def _checkpoint_folder(sweep: Sweep) -> Path:
     reference = sweep.spec.checkpoint
     if reference is None:
         raise UsageError(f"{sweep.name} needs weights: give --checkpoint FOLDER")
+    if reference.startswith(SCHEME):
+        return pretrained_folder(reference.removeprefix(SCHEME))
     return Path(reference).expanduser()
 
 
-def _dataset_file(sweep: Sweep) -> Path:
+def _dataset_reference(sweep: Sweep) -> str:
+    """The data as `read_dataset` takes them."""
     kind, _, file = sweep.spec.dataset.partition(":")
+    if named_set(sweep.spec.dataset) is not None:
+        return sweep.spec.dataset
     if kind != "conversations":
         raise UsageError(
-            f"data set {sweep.spec.dataset!r} cannot be read by this release; "
-            "give --dataset conversations:FILE.jsonl or conversations:FILE.parquet"
+            f"data set {sweep.spec.dataset!r} cannot be read by this release; give --dataset "
+            f"conversations:FILE.jsonl, conversations:FILE.parquet, or {' or '.join(NAMES)}, "
+            "which are made up"
         )
     if not file:
         raise UsageError(f"{sweep.name} needs data: give --dataset conversations:FILE")
-    return Path(file).expanduser()
+    return file
 
 
-def _check_digest(what: str, path: Path, expected: str | None, found: str) -> None:
+def read_dataset(reference: str, tokenizer: Tokenizer, max_seq_len: int) -> Rows:
+    """The rows of a file, or of a data set that is made up.
+
+    Raises:
+        UsageError: there is nothing to train on; CorruptError: the file is damaged.
+    """
+    named = named_set(reference)
+    if named is None:
+        return read_rows(Path(reference).expanduser(), tokenizer, max_seq_len)
+    numbered = ((f"row {k}", messages) for k, messages in enumerate(named.messages(), start=1))
+    return render_rows(numbered, tokenizer, max_seq_len, source=reference)
+
+
+def dataset_digest(reference: str) -> str:
+    """sha256 of what `read_dataset` reads, hex."""
+    named = named_set(reference)
+    return file_digest(Path(reference).expanduser()) if named is None else named.digest()
+
+
+def _check_digest(what: str, path: Path | str, expected: str | None, found: str) -> None:
     if expected is not None and expected != found:
         raise CorruptError(
             f"{what} {path}: its sha256 is {found[:12]}..., the sweep was launched with "

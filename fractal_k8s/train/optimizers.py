@@ -81,7 +81,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
-        super().__init__(groups, {"lr": 0.02})
+        super().__init__(groups, {"lr": 0.02, "momentum": MUON_MOMENTUM})
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -118,16 +118,17 @@ class Muon(torch.optim.Optimizer):
             first = stack[0][1]
             shape = len(stack), min(first.shape), max(first.shape)
             ahead = torch.empty(shape, dtype=torch.bfloat16, device=first.device)
-        for place, (_, weight) in enumerate(stack):
+        for place, (group, weight) in enumerate(stack):
+            decay = self.param_groups[group]["momentum"]
             gradient = weight.grad
             assert gradient is not None  # a stack holds weights that have one
             state = self.state[weight]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(gradient)
             momentum: Tensor = state["momentum"]
-            momentum.lerp_(gradient, 1 - MUON_MOMENTUM)
+            momentum.lerp_(gradient, 1 - decay)
             if ahead is not None:
-                look = gradient.lerp(momentum, MUON_MOMENTUM)
+                look = gradient.lerp(momentum, decay)
                 ahead[place].copy_(look.mT if _is_tall(weight) else look)
         return ahead
 
@@ -220,6 +221,13 @@ class Optimizers:
                 for value in state.values():
                     value.zero_()
             member.zero_grad(set_to_none=True)
+
+    def set_momentum(self, momentum: float) -> None:
+        """Muon's momentum from the next update on; pretraining raises it over its first steps."""
+        for member in self.members:
+            if isinstance(member, Muon):
+                for group in member.param_groups:
+                    group["momentum"] = momentum
 
     def state_dict(self) -> list[dict[str, Any]]:
         """What a resumed run needs, as nanochat keeps it: a state for each member."""
