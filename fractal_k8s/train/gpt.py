@@ -27,7 +27,13 @@ from fractal_k8s.train.batches import Batch, Batches
 from fractal_k8s.train.determinism import make_deterministic
 from fractal_k8s.train.environment import describe, training_device
 from fractal_k8s.train.golden import gpt_losses
-from fractal_k8s.train.materials import gpt_training, in_order, load_materials, pinned
+from fractal_k8s.train.materials import (
+    Materials,
+    gpt_training,
+    in_order,
+    load_materials,
+    pinned,
+)
 from fractal_k8s.train.optimizers import build_optimizers, is_trained
 from fractal_k8s.train.packing import BUCKET_RULE
 from fractal_k8s.train.probing import Probe
@@ -35,11 +41,21 @@ from fractal_k8s.train.schedule import multiplier
 
 
 class GPTTrainer:
-    """Fine-tunes a checkpoint at many points, one after another."""
+    """Fine-tunes a checkpoint at many points, one after another.
 
-    def __init__(self, sweep: Sweep, device: torch.device | None = None) -> None:
+    Args:
+        materials: weights and rows to use instead of the sweep's own, for measurements.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        device: torch.device | None = None,
+        *,
+        materials: Materials | None = None,
+    ) -> None:
         make_deterministic()
-        materials = load_materials(sweep)
+        materials = materials or load_materials(sweep)
         self.sweep = pinned(sweep, materials)
         self.training = gpt_training(self.sweep)
         self.device = device or training_device()
