@@ -113,15 +113,15 @@ def _train(sweep: Sweep, depth: int | None, device: torch.device, answer: Answer
     trainer = GPTTrainer(sweep, device, materials)
     peak, seconds = 0, 0.0
     for outcome in trainer.train([sweep.point(0), sweep.point(1)]):
-        said = _trouble(outcome)
+        said = trouble(outcome)
         if said is not None:
             return replace(answer, full=is_out_of_memory(said), error=said)
-        peak = max(peak, _peak(device), outcome.peak_bytes or 0)
+        peak = max(peak, peak_memory(device), outcome.peak_bytes or 0)
         seconds = outcome.seconds / outcome.steps
     return replace(answer, fits=True, peak_bytes=peak, seconds_per_step=seconds)
 
 
-def _trouble(outcome: Outcome) -> str | None:
+def trouble(outcome: Outcome) -> str | None:
     """What went wrong with a run, or None."""
     if outcome.error is not None:
         return outcome.error
@@ -238,7 +238,7 @@ def _unlimit_process() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
-def _peak(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     """Most bytes that were held at once: of the GPU by torch, else by the process."""
     if device.type == "cuda":
         import torch

@@ -1,0 +1,288 @@
+"""One training step at DocVQA's row lengths: what each way to lay out and run it costs.
+
+Every line is the trainer itself on the same rows and weights, in a process of its own. A step's
+time is the slope between a short and a longer run, so that nothing that happens once a run is in
+it; of several such pairs the best run of each length counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from fractal_k8s.environ import prepare_environment
+
+prepare_environment()
+
+import torch
+from measure import machine_line, matmul_rate, step_flops, table
+from rows import LONGEST, sample_rows
+
+from fractal_k8s.data.conversations import Row, Rows
+from fractal_k8s.errors import FractalError
+from fractal_k8s.sweep.definition import Sweep
+from fractal_k8s.train.batches import Batch, Batches, MicroBatch, pad
+from fractal_k8s.train.determinism import make_deterministic
+from fractal_k8s.train.environment import training_device
+from fractal_k8s.train.gpt import GPTTrainer
+from fractal_k8s.train.materials import Materials
+from fractal_k8s.train.packing import pack
+from fractal_k8s.train.trial import peak_memory, random_materials, trouble
+
+SHORT, LONG = 3, 8
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to make a step."""
+
+    # rows side by side, or end to end
+    packing: str
+    # logits at every position, or where a label is
+    logits: str
+    # eager, compiled or graphs
+    execution: str = "eager"
+
+    def __str__(self) -> str:
+        return f"{self.packing}, {self.logits} logits, {self.execution}"
+
+
+# The first is how nanochat and fractal-llm make a step, the last ones are ours.
+EAGER = (
+    Variant("padded", "full"),
+    Variant("padded", "sparse"),
+    Variant("packed", "full"),
+    Variant("packed", "sparse"),
+)
+COMPILED = (Variant("padded", "full", "compiled"), Variant("packed", "sparse", "compiled"))
+GRAPHS = (Variant("packed", "sparse", "graphs"),)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained: a model of random weights, and how many rows."""
+
+    depth: int
+    rows: int
+    longest: int
+    dtype: str
+    repeats: int
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """What a step took, and what it computed."""
+
+    seconds: float
+    # positions that are no padding, and labels
+    tokens: int
+    labels: int
+    positions: int
+    flops: dict[str, float]
+    peak_bytes: int
+    first_loss: float
+    # sha256 of the longer run's losses
+    digest: str
+
+    @property
+    def flop_rate(self) -> float:
+        return sum(self.flops.values()) / self.seconds
+
+
+def sweep_of(problem: Problem, variant: Variant, steps: tuple[int, int] = (SHORT, LONG)) -> Sweep:
+    """Two points that differ in their number of steps."""
+    unit = problem.rows * problem.longest
+    return Sweep.parse(
+        {
+            "name": "bench-step",
+            "model": "gpt",
+            "dataset": "conversations:sampled",
+            "resolution": [1, 2],
+            "axes": {
+                "y": {"knob": "matrix_lr", "values": [1e-3]},
+                "x": {"knob": "tokens", "values": [unit * count for count in steps]},
+            },
+            "training": {
+                "batch_size": problem.rows,
+                "max_seq_len": problem.longest,
+                "dtype": problem.dtype,
+                "unembedding_lr": 1e-4,
+                "packing": variant.packing,
+                "execution": variant.execution,
+            },
+            "verdict": {"window": 1},
+        }
+    )
+
+
+def measure(problem: Problem, variant: Variant, make: Callable[[Sweep], Materials]) -> StepTime:
+    """Times a variant's step in this process.
+
+    Raises:
+        RuntimeError: it cannot be run here, or a run broke.
+    """
+    sweep = sweep_of(problem, variant)
+    rows = sample_rows(problem.rows, problem.longest)
+    trainer = GPTTrainer(sweep, materials=replace(make(sweep), rows=Rows(rows, 0)))
+    batch = trainer.batches[0]
+    if variant.execution == "eager":
+        batch = replace(batch, parts=(part_of(variant, rows, trainer.batches),))
+        trainer.batches = OneBatch(trainer.batches, batch)
+    best = [float("inf")] * 2
+    peak = 0
+    for _ in range(problem.repeats):
+        for number in range(2):
+            (outcome,) = trainer.train([sweep.point(number)])
+            if said := trouble(outcome):
+                raise RuntimeError(said)
+            best[number] = min(best[number], outcome.seconds)
+            peak = max(peak, outcome.peak_bytes or peak_memory(trainer.device))
+    (part,) = batch.parts
+    count = part.ids.numel()
+    width = part.ids.size(1)
+    lengths = [len(row.ids) - 1 for row in rows]
+    return StepTime(
+        seconds=(best[1] - best[0]) / (LONG - SHORT),
+        tokens=batch.num_tokens,
+        labels=batch.num_labels,
+        positions=count,
+        flops=step_flops(
+            trainer.model.config,
+            count,
+            lengths if variant.packing == "packed" else [width] * len(rows),
+            count if part.places is None else len(part.places),
+        ),
+        peak_bytes=peak,
+        first_loss=outcome.first_loss,
+        digest=hashlib.sha256(outcome.losses.tobytes()).hexdigest(),
+    )
+
+
+def part_of(variant: Variant, rows: list[Row], batches: Batches) -> MicroBatch:
+    """The rows laid out as the variant says, which no sweep can ask for in all combinations."""
+    pad_id, device = batches.pad_id, batches.device
+    if variant.packing == "packed":
+        return pack(rows, pad_id, device, at_labels=variant.logits == "sparse")
+    part = pad(rows, pad_id, device)
+    if variant.logits == "full":
+        return part
+    places = (part.labels >= 0).nonzero().squeeze(1)
+    return replace(part, labels=part.labels[places], places=places)
+
+
+class OneBatch(Batches):
+    """The same batch at every step."""
+
+    def __init__(self, batches: Batches, batch: Batch) -> None:
+        super().__init__(batches.rows, batches.size, batches.pad_id, batches.device)
+        self.batch = batch
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.batch
+
+
+def random_maker(depth: int) -> Callable[[Sweep], Materials]:
+    return lambda sweep: random_materials(sweep, depth)
+
+
+def _measure_alone(problem: Problem, variant: Variant) -> StepTime | str:
+    try:
+        return measure(problem, variant, random_maker(problem.depth))
+    except (RuntimeError, MemoryError, FractalError) as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def measure_all(
+    problem: Problem, variants: list[Variant]
+) -> Iterator[tuple[Variant, StepTime | str]]:
+    """Each variant in a fresh process; a text says why one could not be measured."""
+    context = multiprocessing.get_context("spawn")
+    for variant in variants:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            try:
+                yield variant, pool.submit(_measure_alone, problem, variant).result()
+            except BrokenProcessPool:
+                yield variant, "its process was killed, most likely for memory"
+
+
+HEAD = (
+    "layout",
+    "logits",
+    "execution",
+    "step",
+    "tokens/s",
+    "labels/s",
+    "FLOP/step",
+    "FLOP/s",
+    "of matmul",
+    "peak",
+    "speed-up",
+)
+
+
+def table_row(variant: Variant, found: StepTime, rate: float, base: StepTime) -> list[str]:
+    return [
+        variant.packing,
+        variant.logits,
+        variant.execution,
+        f"{found.seconds:.3g} s",
+        f"{found.tokens / found.seconds:,.0f}",
+        f"{found.labels / found.seconds:,.0f}",
+        f"{sum(found.flops.values()):.3g}",
+        f"{found.flop_rate:.3g}",
+        f"{found.flop_rate / rate:.0%}",
+        f"{found.peak_bytes / 1e9:.1f} GB",
+        f"{base.seconds / found.seconds:.2f}x",
+    ]
+
+
+def as_dict(variant: Variant, found: StepTime, rate: float) -> dict[str, Any]:
+    """One measurement as plain data."""
+    share = found.flop_rate / rate
+    return {**asdict(variant), **asdict(found), "share_of_matmul": share}
+
+
+def main() -> None:
+    device = training_device()
+    on_gpu = device.type == "cuda"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--depth", type=int, default=20 if on_gpu else 4)
+    parser.add_argument("--random-weights", action="store_true", help="always so here")
+    parser.add_argument("--rows", type=int, default=48 if on_gpu else 4)
+    parser.add_argument("--longest", type=int, default=LONGEST, help="ids of the longest row")
+    parser.add_argument("--dtype", default="bfloat16" if on_gpu else "float32")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--no-compile", action="store_true", help="only what runs eagerly")
+    options = parser.parse_args()
+    make_deterministic()
+    problem = Problem(options.depth, options.rows, options.longest, options.dtype, options.repeats)
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    rate = matmul_rate(device, 8192 if on_gpu else 1024, dtype)
+    print(f"d{problem.depth}, {problem.rows} rows of at most {problem.longest} ids")
+    print(machine_line(device))
+    print(f"matrix product: {rate:.3g} FLOP/s in {options.dtype}; best of {options.repeats} runs\n")
+    variants = [*EAGER]
+    if not options.no_compile:
+        variants += [*COMPILED, *(GRAPHS if on_gpu else ())]
+    rows, notes, base = [], [], None
+    for variant, found in measure_all(problem, variants):
+        if isinstance(found, str):
+            notes.append(f"{variant}: {found}")
+            continue
+        base = base or found
+        rows.append(table_row(variant, found, rate, base))
+        notes.append(
+            f"{variant}: {found.positions:,} positions for {found.tokens:,} tokens, "
+            f"first loss {found.first_loss:.5f}"
+        )
+    print(table(HEAD, rows), *notes, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
