@@ -110,7 +110,7 @@ def _train(sweep: Sweep, depth: int | None, device: torch.device, answer: Answer
     names = ("vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
     shape = {name: int(getattr(config, name)) for name in names}
     answer = replace(answer, labels=labels, shape=shape)
-    trainer = GPTTrainer(sweep, device, materials)
+    trainer = GPTTrainer(sweep, device, materials=materials)
     peak, seconds = 0, 0.0
     for outcome in trainer.train([sweep.point(0), sweep.point(1)]):
         said = trouble(outcome)

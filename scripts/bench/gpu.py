@@ -360,7 +360,7 @@ def _flag(name: str, value: bool | None) -> Target:
 
 
 def print_targets(lines: list[Target]) -> None:
-    from measure import table
+    from tables import table
 
     words = {True: "yes", False: "no", None: "not measured"}
     rows = [[line.name, line.measured or "", line.asked, words[line.reached]] for line in lines]

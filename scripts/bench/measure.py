@@ -83,9 +83,3 @@ def step_flops(
         "head": 6.0 * n * config.padded_vocab_size * logits,
         "muon": float(iterations * sum(4 * a * a * b + 2 * a**3 for a, b in shapes)),
     }
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

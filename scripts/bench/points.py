@@ -23,8 +23,9 @@ from fractal_k8s.environ import prepare_environment
 
 prepare_environment()
 
-from measure import machine_line, table
+from measure import machine_line
 from rows import LONGEST, write_checkpoint, write_conversations
+from tables import table
 
 from fractal_k8s.results.store import Plan, Store, SweepStore
 from fractal_k8s.sweep.deal import Deal, Dealt

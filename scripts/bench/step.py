@@ -1,8 +1,8 @@
 """One training step at DocVQA's row lengths: what each way to lay out and run it costs.
 
-Every line is the trainer itself on the same rows and weights, in a process of its own. A step's
-time is the slope between a short and a longer run, so that nothing that happens once a run is in
-it; of several such pairs the best run of each length counts.
+Every line is what the trainer runs its steps with, on the same rows and weights, in a process of
+its own: forward and backward pass and update, the losses left on the device. The best of several
+runs of a few steps counts.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,8 +22,10 @@ from fractal_k8s.environ import prepare_environment
 prepare_environment()
 
 import torch
-from measure import machine_line, matmul_rate, step_flops, table
+from torch import Tensor
+from measure import machine_line, matmul_rate, seconds_of, step_flops
 from rows import LONGEST, sample_rows
+from tables import table
 
 from fractal_k8s.data.conversations import Row, Rows
 from fractal_k8s.errors import FractalError
@@ -31,11 +34,14 @@ from fractal_k8s.train.batches import Batch, Batches, MicroBatch, pad
 from fractal_k8s.train.determinism import make_deterministic
 from fractal_k8s.train.environment import training_device
 from fractal_k8s.train.gpt import GPTTrainer
-from fractal_k8s.train.materials import Materials
+from fractal_k8s.train.materials import Materials, gpt_training
 from fractal_k8s.train.packing import pack
-from fractal_k8s.train.trial import peak_memory, random_materials, trouble
+from fractal_k8s.train.memory import PeakMemory
+from fractal_k8s.train.step import Stepper
+from fractal_k8s.train.trial import random_materials
 
-SHORT, LONG = 3, 8
+# of a timed run
+STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,8 @@ class StepTime:
     """What a step took, and what it computed."""
 
     seconds: float
+    # until the first step is done, compiling included
+    first_seconds: float
     # positions that are no padding, and labels
     tokens: int
     labels: int
@@ -87,7 +95,7 @@ class StepTime:
     flops: dict[str, float]
     peak_bytes: int
     first_loss: float
-    # sha256 of the longer run's losses
+    # sha256 of the losses of all steps
     digest: str
 
     @property
@@ -95,28 +103,25 @@ class StepTime:
         return sum(self.flops.values()) / self.seconds
 
 
-def sweep_of(problem: Problem, variant: Variant, steps: tuple[int, int] = (SHORT, LONG)) -> Sweep:
-    """Two points that differ in their number of steps."""
-    unit = problem.rows * problem.longest
+def sweep_of(problem: Problem, variant: Variant) -> Sweep:
+    """A sweep that asks for such steps, as far as a sweep can."""
     return Sweep.parse(
         {
             "name": "bench-step",
             "model": "gpt",
             "dataset": "conversations:sampled",
-            "resolution": [1, 2],
+            "resolution": [1, 1],
             "axes": {
                 "y": {"knob": "matrix_lr", "values": [1e-3]},
-                "x": {"knob": "tokens", "values": [unit * count for count in steps]},
+                "x": {"knob": "unembedding_lr", "values": [1e-4]},
             },
             "training": {
                 "batch_size": problem.rows,
                 "max_seq_len": problem.longest,
                 "dtype": problem.dtype,
-                "unembedding_lr": 1e-4,
                 "packing": variant.packing,
                 "execution": variant.execution,
             },
-            "verdict": {"window": 1},
         }
     )
 
@@ -125,43 +130,54 @@ def measure(problem: Problem, variant: Variant, make: Callable[[Sweep], Material
     """Times a variant's step in this process.
 
     Raises:
-        RuntimeError: it cannot be run here, or a run broke.
+        RuntimeError: it cannot be run here, or memory was full.
+        UsageError: the machine lacks what it needs.
     """
     sweep = sweep_of(problem, variant)
     rows = sample_rows(problem.rows, problem.longest)
     trainer = GPTTrainer(sweep, materials=replace(make(sweep), rows=Rows(rows, 0)))
+    stepper, device = trainer.stepper, trainer.device
     batch = trainer.batches[0]
-    if variant.execution == "eager":
-        batch = replace(batch, parts=(part_of(variant, rows, trainer.batches),))
-        trainer.batches = OneBatch(trainer.batches, batch)
-    best = [float("inf")] * 2
-    peak = 0
-    for _ in range(problem.repeats):
-        for number in range(2):
-            (outcome,) = trainer.train([sweep.point(number)])
-            if said := trouble(outcome):
-                raise RuntimeError(said)
-            best[number] = min(best[number], outcome.seconds)
-            peak = max(peak, outcome.peak_bytes or peak_memory(trainer.device))
-    (part,) = batch.parts
-    count = part.ids.numel()
+    part = part_of(variant, rows, trainer.batches)
+    batch = replace(batch, parts=(part,))
+    began = time.perf_counter()
+    stepper.prepare(batch)
+    stepper.reset(gpt_training(sweep))
+    losses = [run(stepper, batch)]  # kernels are loaded and memory is taken from the system
+    first_seconds = time.perf_counter() - began
+    peak = PeakMemory(device)
+    peak.restart()
+    taken = seconds_of(
+        lambda: losses.extend(run(stepper, batch) for _ in range(STEPS)),
+        device,
+        repeats=problem.repeats,
+    )
     width = part.ids.size(1)
     lengths = [len(row.ids) - 1 for row in rows]
+    series = torch.stack(losses).cpu()
     return StepTime(
-        seconds=(best[1] - best[0]) / (LONG - SHORT),
+        seconds=min(taken) / STEPS,
+        first_seconds=first_seconds,
         tokens=batch.num_tokens,
         labels=batch.num_labels,
-        positions=count,
+        positions=part.ids.numel(),
         flops=step_flops(
             trainer.model.config,
-            count,
+            part.ids.numel(),
             lengths if variant.packing == "packed" else [width] * len(rows),
-            count if part.places is None else len(part.places),
+            part.ids.numel() if part.places is None else len(part.places),
         ),
-        peak_bytes=peak,
-        first_loss=outcome.first_loss,
-        digest=hashlib.sha256(outcome.losses.tobytes()).hexdigest(),
+        peak_bytes=peak.bytes(),
+        first_loss=float(series[0]),
+        digest=hashlib.sha256(series.numpy().tobytes()).hexdigest(),
     )
+
+
+def run(stepper: Stepper, batch: Batch) -> Tensor:
+    """One step; its loss, still on the device."""
+    loss = stepper.gradients(batch).clone()
+    stepper.update(1.0)
+    return loss
 
 
 def part_of(variant: Variant, rows: list[Row], batches: Batches) -> MicroBatch:
@@ -174,17 +190,6 @@ def part_of(variant: Variant, rows: list[Row], batches: Batches) -> MicroBatch:
         return part
     places = (part.labels >= 0).nonzero().squeeze(1)
     return replace(part, labels=part.labels[places], places=places)
-
-
-class OneBatch(Batches):
-    """The same batch at every step."""
-
-    def __init__(self, batches: Batches, batch: Batch) -> None:
-        super().__init__(batches.rows, batches.size, batches.pad_id, batches.device)
-        self.batch = batch
-
-    def __getitem__(self, step: int) -> Batch:
-        return self.batch
 
 
 def random_maker(depth: int) -> Callable[[Sweep], Materials]:
@@ -279,7 +284,7 @@ def main() -> None:
         rows.append(table_row(variant, found, rate, base))
         notes.append(
             f"{variant}: {found.positions:,} positions for {found.tokens:,} tokens, "
-            f"first loss {found.first_loss:.5f}"
+            f"first loss {found.first_loss:.5f}, first step after {found.first_seconds:.1f} s"
         )
     print(table(HEAD, rows), *notes, sep="\n")
 
