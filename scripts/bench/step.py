@@ -14,8 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from fractal_k8s.environ import prepare_environment
 
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 from measure import machine_line, matmul_rate, seconds_of, step_flops
 from rows import LONGEST, sample_rows
-from tables import table
+from tables import line, rule
 
 from fractal_k8s.data.conversations import Row, Rows
 from fractal_k8s.errors import FractalError
@@ -216,19 +215,20 @@ def measure_all(
                 yield variant, "its process was killed, most likely for memory"
 
 
-HEAD = (
-    "layout",
-    "logits",
-    "execution",
-    "step",
-    "tokens/s",
-    "labels/s",
-    "FLOP/step",
-    "FLOP/s",
-    "of matmul",
-    "peak",
-    "speed-up",
-)
+# column -> its width
+COLUMNS = {
+    "layout": 6,
+    "logits": 6,
+    "execution": 9,
+    "step": 8,
+    "tokens/s": 8,
+    "labels/s": 8,
+    "FLOP/step": 9,
+    "FLOP/s": 8,
+    "of matmul": 9,
+    "peak": 8,
+    "speed-up": 8,
+}
 
 
 def table_row(variant: Variant, found: StepTime, rate: float, base: StepTime) -> list[str]:
@@ -245,12 +245,6 @@ def table_row(variant: Variant, found: StepTime, rate: float, base: StepTime) ->
         f"{found.peak_bytes / 1e9:.1f} GB",
         f"{base.seconds / found.seconds:.2f}x",
     ]
-
-
-def as_dict(variant: Variant, found: StepTime, rate: float) -> dict[str, Any]:
-    """One measurement as plain data."""
-    share = found.flop_rate / rate
-    return {**asdict(variant), **asdict(found), "share_of_matmul": share}
 
 
 def main() -> None:
@@ -275,18 +269,20 @@ def main() -> None:
     variants = [*EAGER]
     if not options.no_compile:
         variants += [*COMPILED, *(GRAPHS if on_gpu else ())]
-    rows, notes, base = [], [], None
+    notes, base = [], None
+    widths = COLUMNS.values()
+    print(line(COLUMNS, widths), line(rule(widths), widths), sep="\n", flush=True)
     for variant, found in measure_all(problem, variants):
         if isinstance(found, str):
             notes.append(f"{variant}: {found}")
             continue
         base = base or found
-        rows.append(table_row(variant, found, rate, base))
+        print(line(table_row(variant, found, rate, base), widths), flush=True)
         notes.append(
-            f"{variant}: {found.positions:,} positions for {found.tokens:,} tokens, "
-            f"first loss {found.first_loss:.5f}, first step after {found.first_seconds:.1f} s"
+            f"{variant}: {found.positions:,} positions for {found.tokens:,} tokens, first loss "
+            f"{found.first_loss:.5f}, first step after {found.first_seconds:.1f} s"
         )
-    print(table(HEAD, rows), *notes, sep="\n")
+    print("", *notes, sep="\n")
 
 
 if __name__ == "__main__":
