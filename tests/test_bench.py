@@ -89,13 +89,19 @@ def test_the_gpu_benchmark_runs_dry(tmp_path: Path) -> None:
     assert "the figures say nothing about a GPU" in text
 
 
-def test_the_gpu_benchmark_keeps_its_time(tmp_path: Path) -> None:
-    out = tmp_path / "figures.json"
-    arguments = ("--dry-run-cpu", "--only=machine,model", "--limit=5.5", f"--out={out}")
-    text = bench("gpu.py", "--depth=40", *arguments)
-    sections = json.loads(out.read_text())["sections"]
-    assert sum(section["wall_seconds"] for section in sections.values()) < 8
-    assert "ended after its" in text or "no time is left" in text
+def test_a_section_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    from gpu import DRY, run_section
+
+    found = run_section("machine", DRY, tmp_path, limit=0.2)
+    assert found["failed"] == "ended after its 0.2 s"
+    assert found["wall_seconds"] < 5
+
+
+def test_a_section_that_fails_says_why(tmp_path: Path) -> None:
+    from gpu import DRY, run_section
+
+    found = run_section("warm", DRY, tmp_path, limit=60)
+    assert "no such folder" in found["failed"]
 
 
 def test_without_a_gpu_it_says_so() -> None:

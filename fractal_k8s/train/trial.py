@@ -180,7 +180,14 @@ def random_materials(sweep: Sweep, depth: int, *, vocab_size: int = VOCABULARY) 
     )
     nowhere = CheckpointFiles(Path("model_000000.pt"), Path("meta.json"), Path("tokenizer.pkl"))
     tokenizer = Tokenizer(stand_in_encoding(vocab_size))
-    return Materials(nowhere, model, tokenizer, Rows([], 0), "random", "random")
+    return Materials(
+        files=nowhere,
+        model=model,
+        tokenizer=tokenizer,
+        rows=Rows([], 0),
+        checkpoint_digest="0" * 64,
+        dataset_digest="0" * 64,
+    )
 
 
 def whole_rows(count: int, max_seq_len: int, labels: int, vocab_size: int) -> list[Row]:

@@ -235,7 +235,7 @@ def run_section(name: str, settings: Settings, home: Path, limit: float) -> Foun
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, errors = process.communicate()
-        failed = f"ended after its {limit:.0f} s"
+        failed = f"ended after its {limit:.3g} s"
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -272,7 +272,8 @@ def _shown(value: Any) -> str:
         seconds = value["seconds"]
         return (
             f"{seconds:.4g} s a step, {value['total_flops'] / seconds:.3g} FLOP/s, "
-            f"{value['tokens'] / seconds:,.0f} tokens/s, {value['labels'] / seconds:,.0f} labels/s, "
+            f"{value['tokens'] / seconds:,.0f} tokens/s, "
+            f"{value['labels'] / seconds:,.0f} labels/s, "
             f"{value['peak_bytes'] / 1e9:.2f} GB, first step after {value['first_seconds']:.3g} s"
         )
     if isinstance(value, dict):
