@@ -8,6 +8,7 @@ runs of a few steps counts.
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import multiprocessing
 import time
@@ -132,6 +133,9 @@ def measure(problem: Problem, variant: Variant, make: Callable[[Sweep], Material
         RuntimeError: it cannot be run here, or memory was full.
         UsageError: the machine lacks what it needs.
     """
+    gc.collect()  # another variant's model holds on to itself in circles
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     sweep = sweep_of(problem, variant)
     rows = sample_rows(problem.rows, problem.longest)
     trainer = GPTTrainer(sweep, materials=replace(make(sweep), rows=Rows(rows, 0)))
