@@ -97,13 +97,6 @@ def test_a_section_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert found["wall_seconds"] < 5
 
 
-def test_a_section_that_fails_says_why(tmp_path: Path) -> None:
-    from gpu import DRY, run_section
-
-    found = run_section("warm", DRY, tmp_path, limit=60)
-    assert "no such folder" in found["failed"]
-
-
 def test_without_a_gpu_it_says_so() -> None:
     text = bench("gpu.py", code=2)
     assert "no CUDA GPU here; --dry-run-cpu runs the code without one" in text

@@ -222,7 +222,7 @@ def report(sweep: Sweep, options: argparse.Namespace, home: Path) -> None:
     print(f"\nloss series with the same bytes in both ways: {equal} of {len(cold)}")
     print(f"start of a worker: {start:.2f} s; best of {len(cold)} processes of one point")
     timed = between_sweep(sweep, options.steps)
-    found = between_points(GPTTrainer(timed), timed, options.steps, pairs=4)
+    found = between_points(GPTTrainer(timed), timed, options.steps, pairs=6)
     share = 1 - found.point / (found.point + options.steps * found.step)
     print(
         f"{found.step:.3g} s a step, {found.point * 1000:.1f} ms a point beside its steps: "

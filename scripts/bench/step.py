@@ -41,7 +41,7 @@ from fractal_k8s.train.step import Stepper
 from fractal_k8s.train.trial import random_materials
 
 # of a timed run
-STEPS = 4
+STEPS = 3
 
 
 @dataclass(frozen=True)
