@@ -121,7 +121,7 @@ def test_a_memory_limit_bounds_the_batch_and_plan_knows(
     assert found["peak_bytes"] <= found["allowed_bytes"] == limit
     assert "allocate memory" in next(t for t in found["trials"] if not t["fits"])["error"]
     assert Path(found["kept_in"]).is_file()
-    plan = run("plan", *options[:-1], "--set=training.batch_size=32")
+    plan = run("plan", *options[:-1], "--set=training.batch_size=32", "--allow-repeats")
     assert "16 rows measured" in plan.stdout
     assert "32 rows at once are more than fit" in plan.stdout
 

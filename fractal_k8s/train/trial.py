@@ -177,6 +177,7 @@ def random_materials(sweep: Sweep, depth: int, *, vocab_size: int = VOCABULARY) 
         config,
         random_weights(config, sweep.spec.seed),
         compute_dtype=getattr(torch, training.dtype),
+        gradient_checkpointing=training.gradient_checkpointing,
     )
     nowhere = CheckpointFiles(Path("model_000000.pt"), Path("meta.json"), Path("tokenizer.pkl"))
     tokenizer = Tokenizer(stand_in_encoding(vocab_size))
@@ -185,6 +186,7 @@ def random_materials(sweep: Sweep, depth: int, *, vocab_size: int = VOCABULARY) 
         model=model,
         tokenizer=tokenizer,
         rows=Rows([], 0),
+        probe=[],
         checkpoint_digest="0" * 64,
         dataset_digest="0" * 64,
     )
