@@ -8,6 +8,7 @@ to the way it stands for, which besides starting compiles, streams its data and 
 from __future__ import annotations
 
 import argparse
+import resource
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from fractal_k8s.environ import prepare_environment
 
 prepare_environment()
 
-from measure import machine_line
+from measure import clock_of, machine_line
 from rows import LONGEST, write_checkpoint, write_conversations
 from tables import table
 
@@ -42,8 +43,9 @@ GOLDEN = Path(__file__).parents[2] / "tests" / "golden" / "nanochat-d4"
 class Trained:
     """What a worker process did."""
 
-    # from its start to its end
+    # from its start to its end, and of processor time
     seconds: float
+    processor: float
     # of the trained points, by index: when each was done (s), its training (s), its losses' bytes
     done: dict[int, float]
     training: dict[int, float]
@@ -92,23 +94,32 @@ def run_worker(folder: SweepStore, plan: Plan, shard: int, home: Path) -> Traine
     file = home / "plan.json"
     file.write_text(plan.to_json())
     place = ["--store", folder.files.uri, "--sweep", str(file), "--shard", str(shard)]
-    began = time.monotonic()
+    began, before = time.monotonic(), _processor_seconds()
     program = [sys.executable, "-m", "fractal_k8s", "worker", *place]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
-    seconds = time.monotonic() - began
+    seconds, processor = time.monotonic() - began, _processor_seconds() - before
     if done.returncode:
         said = (done.stderr or done.stdout).strip().rpartition("\n")[2]
         raise RuntimeError(f"a worker ended with {done.returncode}: {said}")
-    return read_trained(folder, plan, shard, seconds)
+    return read_trained(folder, plan, shard, seconds, processor)
 
 
-def read_trained(folder: SweepStore, plan: Plan, shard: int, seconds: float) -> Trained:
+def _processor_seconds() -> float:
+    """Of all processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def read_trained(
+    folder: SweepStore, plan: Plan, shard: int, seconds: float, processor: float
+) -> Trained:
     name = Dealt(plan.sweep, plan.deal).shard(shard).name
     entries = folder.shard_entries(plan.deal, name)
     found = folder.read_outcomes(plan.sweep, entries).table.to_pylist()
     index = [row["i"] * plan.sweep.columns + row["j"] for row in found]
     return Trained(
         seconds,
+        processor,
         {p: row["time"].timestamp() for p, row in zip(index, found, strict=True)},
         {p: row["seconds"] for p, row in zip(index, found, strict=True)},
         {
@@ -134,12 +145,13 @@ def between_points(trainer: GPTTrainer, sweep: Sweep, steps: int, pairs: int) ->
     Args:
         trainer: of this sweep, whose columns are the two numbers of steps and whose rows differ.
     """
+    clock = clock_of(trainer.device)
     times: npt.NDArray[np.float64] = np.empty((pairs, 2))
     for row in range(pairs):
         for column in range(2):
-            began = time.perf_counter()
+            began = clock()
             (outcome,) = trainer.train([sweep.point(2 * (row % sweep.rows) + column)])
-            times[row, column] = time.perf_counter() - began
+            times[row, column] = clock() - began
             if said := trouble(outcome):
                 raise RuntimeError(said)
     short, long = times[1:].min(axis=0)  # the first pair warms up
@@ -221,6 +233,13 @@ def report(sweep: Sweep, options: argparse.Namespace, home: Path) -> None:
     equal = sum(run.losses[p] == warm.losses[p] for run in cold for p in run.losses)
     print(f"\nloss series with the same bytes in both ways: {equal} of {len(cold)}")
     print(f"start of a worker: {start:.2f} s; best of {len(cold)} processes of one point")
+    if training_device().type == "cpu":
+        alone = min(run.processor for run in cold)
+        shared = (warm.processor - alone) / (count - 1)
+        print(
+            f"in processor time, which other programs do not stretch: {alone:.3g} s against "
+            f"{shared:.3g} s a point, {alone / shared:.1f}x"
+        )
     timed = between_sweep(sweep, options.steps)
     found = between_points(GPTTrainer(timed), timed, options.steps, pairs=6)
     share = 1 - found.point / (found.point + options.steps * found.step)

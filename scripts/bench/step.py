@@ -22,10 +22,10 @@ from fractal_k8s.environ import prepare_environment
 prepare_environment()
 
 import torch
-from torch import Tensor
 from measure import machine_line, matmul_rate, seconds_of, step_flops
 from rows import LONGEST, sample_rows
 from tables import line, rule
+from torch import Tensor
 
 from fractal_k8s.data.conversations import Row, Rows
 from fractal_k8s.errors import FractalError
@@ -35,8 +35,8 @@ from fractal_k8s.train.determinism import make_deterministic
 from fractal_k8s.train.environment import training_device
 from fractal_k8s.train.gpt import GPTTrainer
 from fractal_k8s.train.materials import Materials, gpt_training
-from fractal_k8s.train.packing import pack
 from fractal_k8s.train.memory import PeakMemory
+from fractal_k8s.train.packing import pack
 from fractal_k8s.train.step import Stepper
 from fractal_k8s.train.trial import random_materials
 
