@@ -20,7 +20,7 @@ ALLOWED = {
     "models": set(),
     "data": set(),
     "checkpoints": set(),
-    "train": {"sweep", "results", "models", "data", "checkpoints"},
+    "train": {"sweep", "results", "models", "data", "checkpoints", "environ"},
     "environ": set(),
     "stopping": set(),
     "watchdog": set(),
