@@ -96,15 +96,11 @@ def pin(sweep: Sweep, tell: Callable[[str], None] = _to_stderr) -> tuple[Sweep, 
     """
     if sweep.model != "gpt":
         return sweep, None
+    prepare_environment()  # a model's bytes must not depend on the shell that launched
     from fractal_k8s.train.depth import verified
-    from fractal_k8s.train.recipe import SCHEME
+    from fractal_k8s.train.pretrained import provide_for
 
-    reference = sweep.spec.checkpoint or ""
-    if reference.startswith(SCHEME):
-        prepare_environment()  # a model's bytes must not depend on the shell that launched
-        from fractal_k8s.train.pretrained import provide
-
-        provide(reference.removeprefix(SCHEME), tell)
+    provide_for(sweep, tell)
     return verified(sweep)
 
 

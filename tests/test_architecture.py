@@ -20,7 +20,7 @@ ALLOWED = {
     "models": set(),
     "data": set(),
     "checkpoints": set(),
-    "train": {"sweep", "results", "models", "data", "checkpoints", "stopping"},
+    "train": {"sweep", "results", "models", "data", "checkpoints", "environ", "stopping"},
     "tracking": set(),
     "environ": set(),
     "stopping": set(),

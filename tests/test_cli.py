@@ -33,7 +33,7 @@ def test_the_methods_on_offer_are_those_there_are() -> None:
 
 def test_every_command_s_help_says_what_the_list_says() -> None:
     for name, text in cli.COMMANDS.items():
-        command = importlib.import_module(f"fractal_k8s.cli.{name}").command
+        command = importlib.import_module(f"fractal_k8s.cli.{name.replace('-', '_')}").command
         assert command.get_short_help_str(limit=200) == text
 
 

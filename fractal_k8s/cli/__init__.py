@@ -14,12 +14,14 @@ import click
 from fractal_k8s import __version__
 from fractal_k8s.errors import EXIT_SETTINGS, FractalError
 
-# name -> what `--help` says of it; the command is `command` in the module cli/<name>.py.
+# name -> what `--help` says of it; the command is `command` in the module cli/<name>.py,
+# with _ for -.
 # A test compares the texts with the commands' own.
 COMMANDS: Final = {
     "launch": "Train every missing point of a sweep and draw its map.",
     "resume": "Train what is missing or failed of a stored sweep.",
     "plan": "Say what a sweep would take, before anything is spent.",
+    "probe-batch": "Find the largest batch that survives real training steps.",
     "status": "Show how far a sweep is.",
     "list": "List the sweeps of a store.",
     "logs": "Show what was logged about a sweep's points.",
@@ -54,7 +56,7 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        module = importlib.import_module(f"fractal_k8s.cli.{name}")
+        module = importlib.import_module(f"fractal_k8s.cli.{name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

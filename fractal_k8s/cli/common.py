@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -208,6 +209,13 @@ def duration(seconds: float) -> str:
 def per_second(rate: float) -> str:
     """A speed in points per second: "0.42", "17.3", "3,850"."""
     return f"{rate:,.0f} points/s" if rate >= 100 else f"{rate:.3g} points/s"
+
+
+def size_text(size: float) -> str:
+    """A size in decimal units: "512 B", "3.2 MB", "58 GB"."""
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = min(len(units) - 1, max(0, int(math.log10(max(size, 1)) // 3)))
+    return f"{size / 1000**power:.3g} {units[power]}"
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,12 +16,14 @@ from fractal_k8s.cli.common import (
     open_store,
     read_sweep,
     repeats_option,
+    size_text,
     store_option,
     sweep_options,
 )
 from fractal_k8s.errors import UsageError
 
 if TYPE_CHECKING:
+    from fractal_k8s.results.capacity import Capacity
     from fractal_k8s.results.store import Store
     from fractal_k8s.sweep.definition import Sweep
     from fractal_k8s.sweep.memory import Shape
@@ -152,10 +153,11 @@ def command(
         pace = replace(pace, start_seconds=start_seconds)
     terms = _terms(store, workers, points_per_shard, price)
     made = forecast(sweep, pace, terms, shape=shape, data=data)
+    batches = _capacities(sweep, store, shape)
     if as_json:
-        echo_json(made.to_dict())
+        echo_json({**made.to_dict(), "largest_batches": [asdict(found) for found in batches]})
     else:
-        click.echo("\n".join(_lines(made)))
+        click.echo("\n".join(_lines(made, batches)))
 
 
 def _pace(
@@ -240,10 +242,20 @@ def _data(sweep: Sweep) -> DataFacts | None:
     return data
 
 
+def _capacities(sweep: Sweep, store: Store, shape: Shape | None) -> list[Capacity]:
+    """The largest batches that `probe-batch` found for this model, by machine."""
+    from fractal_k8s.results.capacity import stored_capacities
+    from fractal_k8s.sweep.training import GPTTraining
+
+    if shape is None or not isinstance(sweep.training, GPTTraining):
+        return []
+    return stored_capacities(store, asdict(shape), sweep.training)
+
+
 # --- text ---
 
 
-def _lines(made: Forecast) -> list[str]:
+def _lines(made: Forecast, batches: list[Capacity]) -> list[str]:
     sweep = made.sweep
     rows = [
         (f"y {sweep.y_knob.name}", _span(sweep.y_values)),
@@ -256,6 +268,7 @@ def _lines(made: Forecast) -> list[str]:
         *(("note", note) for note in made.notes),
         *_time_rows(made),
         *_resource_rows(made),
+        *_batch_rows(made.sweep, batches),
     ]
     width = max(len(label) for label, _ in rows)
     lines = [sweep.name, *(f"  {label:<{width}}  {text}" for label, text in rows)]
@@ -363,9 +376,9 @@ def _resource_rows(made: Forecast) -> list[tuple[str, str]]:
     else:
         parts = sorted(made.memory.items(), key=lambda part: -part[1])
         largest = ", ".join(
-            f"{name} {_bytes(size)}" for name, size in parts if name != "total" and size
+            f"{name} {size_text(size)}" for name, size in parts if name != "total" and size
         )
-        memory = f"about {_bytes(made.memory['total'])} a worker ({largest})"
+        memory = f"about {size_text(made.memory['total'])} a worker ({largest})"
     calls, requests = made.api_calls, made.store_requests
     watched = "" if calls["watch"] is None else f", {calls['watch']:,} to watch"
     rows = [
@@ -380,9 +393,24 @@ def _resource_rows(made: Forecast) -> list[tuple[str, str]]:
     ]
     if made.storage is not None:
         sizes = ", ".join(
-            f"{name} {_bytes(size)}" for name, size in made.storage.items() if name != "total"
+            f"{name} {size_text(size)}" for name, size in made.storage.items() if name != "total"
         )
-        rows.append(("storage", f"about {_bytes(made.storage['total'])} ({sizes})"))
+        rows.append(("storage", f"about {size_text(made.storage['total'])} ({sizes})"))
+    return rows
+
+
+def _batch_rows(sweep: Sweep, batches: list[Capacity]) -> list[tuple[str, str]]:
+    training = sweep.to_dict()["training"]
+    asked = training.get("device_batch_size") or training.get("batch_size", 0)
+    rows = []
+    for found in batches:
+        facts = f"{found.device}, {_count(found.steps, 'step')}, peak {size_text(found.peak_bytes)}"
+        rows.append(("largest batch", f"{found.rows} rows measured ({facts})"))
+        if found.too_many is not None and asked > found.rows:
+            whole = training["batch_size"]
+            part = max(size for size in range(1, found.rows + 1) if whole % size == 0)
+            too_many = f"{asked} rows at once are more than fit on {found.device}"
+            rows.append(("warning", f"{too_many}; set training.device_batch_size={part}"))
     return rows
 
 
@@ -402,10 +430,3 @@ def _wall_table(made: Forecast) -> list[str]:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def _bytes(size: float) -> str:
-    """A size in decimal units: "512 B", "3.2 MB", "58 GB"."""
-    units = ("B", "kB", "MB", "GB", "TB")
-    power = min(len(units) - 1, max(0, int(math.log10(max(size, 1)) // 3)))
-    return f"{size / 1000**power:.3g} {units[power]}"

@@ -63,7 +63,8 @@ def single(
         for name, knob in zip(("y", "x"), _knobs(content), strict=True)
     }
     content["resolution"] = [1, 1]
-    return Sweep.parse(content, source=source)
+    sweep = Sweep.parse(content, source=source)
+    return sweep.at_depth(sweep.depths[0]) if sweep.depths else sweep
 
 
 def point_of(sweep: Sweep, i: int, j: int) -> dict[str, Any]:

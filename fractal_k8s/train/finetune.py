@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fractal_k8s.data.loader import Loader
 from fractal_k8s.errors import FractalError, UsageError
+from fractal_k8s.models.gpt import GPT
 from fractal_k8s.models.sample import GREEDY, Choice, generate
 from fractal_k8s.results.outcome import loss_facts
 from fractal_k8s.results.verdict import (
@@ -35,8 +36,9 @@ from fractal_k8s.sweep.training import GPTTraining
 from fractal_k8s.train.batches import Batch, Batches, digest_of
 from fractal_k8s.train.determinism import make_deterministic
 from fractal_k8s.train.environment import describe
+from fractal_k8s.train.gpt import check_execution, mode_of, open_stepper
 from fractal_k8s.train.materials import data_facts, in_order, load_materials, pinned
-from fractal_k8s.train.optimizers import build_optimizers, group_of, is_trained
+from fractal_k8s.train.optimizers import Optimizers
 from fractal_k8s.train.packing import BUCKET_RULE
 from fractal_k8s.train.parallel import Ranks
 from fractal_k8s.train.schedule import multiplier
@@ -86,6 +88,7 @@ class FineTune:
         asked = sweep.training_at(point)
         assert isinstance(asked, GPTTraining)  # `single` takes no other model
         part_size = _part_size(asked, ranks.size)
+        check_execution(sweep, ranks.device)
         materials = load_materials(sweep)
         self.sweep = pinned(sweep, materials)
         refuse_repeats(self.sweep, data_facts(self.sweep, materials.rows, materials.probe))
@@ -97,10 +100,7 @@ class FineTune:
         self.tokenizer = materials.tokenizer
         self.tokenizer_folder = materials.files.tokenizer.parent
         self.left_out = materials.rows.left_out
-        self.model = materials.model.to(ranks.device)
-        self.parameters: dict[str, nn.Parameter] = dict(self.model.named_parameters())
-        for name, parameter in self.parameters.items():
-            parameter.requires_grad_(is_trained(name, training))
+        self.stepper = open_stepper(materials.model.to(ranks.device), training)
         self._pad_id = materials.tokenizer.special["<|assistant_end|>"]
         self.held_out = materials.probe
         self.loader = Loader(
@@ -113,11 +113,14 @@ class FineTune:
         steps = training.num_steps(self.loader.num_labels(0))
         assert steps is not None  # the first batch and the model are known here
         self.steps = steps
-        self.optimizers = build_optimizers(self.parameters, training, self.model.config.n_embd)
+        if training.execution != "eager":  # what is compiled is compiled before the first step
+            for step in range(min(steps, self.batches.period)):
+                self.stepper.prepare(self.batches[step])
+        self.stepper.reset(training)
         self.environment = describe(
             ranks.device,
             dtype=training.dtype,
-            mode=training.packing,
+            mode=mode_of(training),
             bucket_rule=BUCKET_RULE if training.packing == "packed" else None,
         )
         self.losses: list[float] = []
@@ -128,6 +131,18 @@ class FineTune:
         self._data = hashlib.sha256()
 
     # --- where it is ---
+
+    @property
+    def model(self) -> GPT:
+        return self.stepper.model
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return self.stepper.parameters
+
+    @property
+    def optimizers(self) -> Optimizers:
+        return self.stepper.optimizers
 
     @property
     def step(self) -> int:
@@ -188,8 +203,10 @@ class FineTune:
         try:
             loss = self._global_loss(self.batches[step], self.loader.num_labels(step))
             if math.isfinite(loss):
-                self.ranks.add_up(self._gradients())
-                self.optimizers.step(rate)
+                self.ranks.add_up(
+                    part.grad for part in self.stepper.trained if part.grad is not None
+                )
+                self.stepper.update(rate)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise FractalError(
                 f"out of memory at step {step} ({str(error).splitlines()[0]}); give a smaller "
@@ -202,28 +219,9 @@ class FineTune:
 
     def _global_loss(self, batch: Batch, num_labels: int) -> float:
         """The mean loss over the step's labels on all ranks; leaves this rank's gradients."""
-        total = torch.zeros((), device=self.ranks.device)
-        for part in batch.parts:
-            loss = self.model.loss_sum(
-                part.ids,
-                part.labels,
-                part.places,
-                part.layout,
-                label_smoothing=self.training.label_smoothing,
-            )
-            mean = loss / num_labels
-            mean.backward()  # type: ignore[no-untyped-call]
-            total += mean.detach()
-        self.ranks.add_up([total])
-        return float(total)
-
-    def _gradients(self) -> list[Tensor]:
-        """Gradients of the trained weights, in the model's order, which all ranks share."""
-        return [
-            parameter.grad
-            for parameter in self.parameters.values()
-            if parameter.requires_grad and parameter.grad is not None
-        ]
+        loss = self.stepper.gradients(replace(batch, num_labels=num_labels)).clone()
+        self.ranks.add_up([loss])
+        return float(loss)
 
     def _note(self, step: int, loss: float) -> int:
         """Counts a step's rows; returns its tokens."""
@@ -289,9 +287,8 @@ class FineTune:
 
         Attention and MLP stand as `matrix` where they have one rate.
         """
-        names = {id(parameter): group_of(name) for name, parameter in self.parameters.items()}
         groups = (group for member in self.optimizers.members for group in member.param_groups)
-        rates = {names[id(group["params"][0])]: float(group["lr"]) for group in groups}
+        rates = {str(group["name"]): float(group["lr"]) for group in groups}
         if "mlp" in rates and rates["mlp"] == rates.get("attention"):
             rates["matrix"] = rates.pop("mlp")
             del rates["attention"]

@@ -30,7 +30,13 @@ from fractal_k8s.train.batches import Batches
 from fractal_k8s.train.determinism import make_deterministic
 from fractal_k8s.train.environment import describe, training_device
 from fractal_k8s.train.golden import gpt_losses
-from fractal_k8s.train.materials import gpt_training, in_order, load_materials, pinned
+from fractal_k8s.train.materials import (
+    Materials,
+    gpt_training,
+    in_order,
+    load_materials,
+    pinned,
+)
 from fractal_k8s.train.memory import PeakMemory
 from fractal_k8s.train.packing import BUCKET_RULE
 from fractal_k8s.train.probing import Probe
@@ -42,6 +48,12 @@ from fractal_k8s.train.step import Stepper
 _READ_EVERY: Final = {"cuda": 16, "cpu": 1}
 
 
+def mode_of(training: GPTTraining) -> str:
+    """How rows are laid out and steps are run, for the numerics class."""
+    packing, execution = training.packing, training.execution
+    return packing if execution == "eager" else f"{packing} {execution}"
+
+
 class GPTTrainer:
     """Fine-tunes a checkpoint at many points, one after another.
 
@@ -49,6 +61,7 @@ class GPTTrainer:
         read_every: steps between two looks for a loss that is not finite; None = the device's own.
             Changes no outcome.
         share: compute once what points have in common. Changes no outcome either.
+        materials: weights and rows to use instead of the sweep's own, for measurements.
     """
 
     def __init__(
@@ -58,11 +71,12 @@ class GPTTrainer:
         *,
         read_every: int | None = None,
         share: bool = True,
+        materials: Materials | None = None,
     ) -> None:
         make_deterministic()
         self.device = device or training_device()
         check_execution(sweep, self.device)
-        materials = load_materials(sweep)
+        materials = materials or load_materials(sweep)
         self.sweep = pinned(sweep, materials)
         self.training = gpt_training(self.sweep)
         self.read_every = read_every or _READ_EVERY[self.device.type]
@@ -81,7 +95,7 @@ class GPTTrainer:
         self.environment = describe(
             self.device,
             dtype=self.training.dtype,
-            mode=self._mode(),
+            mode=mode_of(self.training),
             bucket_rule=BUCKET_RULE if packing == "packed" else None,
         )
 
@@ -96,10 +110,6 @@ class GPTTrainer:
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         return self.stepper.parameters
-
-    def _mode(self) -> str:
-        packing, execution = self.training.packing, self.training.execution
-        return packing if execution == "eager" else f"{packing} {execution}"
 
     # --- data ---
 

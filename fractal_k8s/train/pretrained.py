@@ -11,12 +11,20 @@ from typing import Final
 from fractal_k8s.checkpoints.cache import cache_lock
 from fractal_k8s.checkpoints.files import find_checkpoint
 from fractal_k8s.errors import FractalError
+from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.train.corpus import Tell
 from fractal_k8s.train.pretrain import pretrain
-from fractal_k8s.train.recipe import cached_folder, recipe_named
+from fractal_k8s.train.recipe import SCHEME, cached_folder, recipe_named
 
 # holds the checkpoint's digest; written last, so that a folder with it is whole
 _SEAL: Final = "sha256"
+
+
+def provide_for(sweep: Sweep, tell: Tell) -> None:
+    """Makes the model that a sweep names as `pretrained:NAME`, if this machine does not have it."""
+    reference = sweep.spec.checkpoint or ""
+    if reference.startswith(SCHEME):
+        provide(reference.removeprefix(SCHEME), tell)
 
 
 def provide(name: str, tell: Tell) -> Path:

@@ -21,6 +21,7 @@ from fractal_k8s.train.events import Begun, Evaluated, Event, Noted, Sampled, Sa
 from fractal_k8s.train.finetune import FineTune, Update
 from fractal_k8s.train.optimizers import group_of, is_trained
 from fractal_k8s.train.parallel import Ranks
+from fractal_k8s.train.pretrained import provide_for
 from fractal_k8s.train.run_folder import RunConfig, RunFolder
 
 Listener = Callable[[Event], None]
@@ -64,6 +65,7 @@ class Run:
         self.folder = folder
         self.ranks = ranks
         self.listener = listener if ranks.is_first else lambda event: None
+        provide_for(config.sweep, lambda line: print(line, file=sys.stderr, flush=True))
         self.finetune = FineTune(config.sweep, ranks)
         self.config = RunConfig(self.finetune.sweep, config.layout)
         self.evaluations: list[tuple[int, float]] = []
