@@ -135,7 +135,7 @@ def test_the_command_repeats_a_stored_point_bit_for_bit(run: RunCommand, golden:
     other = run("train", sweep_id, "--point", "1,1", "--out", "two", "--samples", "0", "--json")
     mine, theirs = json.loads(other.stdout), json.loads(Path("one/result.json").read_text())
     assert mine == json.loads(Path("two/result.json").read_text())
-    assert mine["config"]["sweep"]["training"]["matrix_lr"] == 3.0
+    assert mine["config"]["sweep"]["training"]["matrix_lr"] == 30.0
     assert mine["result"]["losses"][0] == theirs["result"]["losses"][0]
     assert mine["result"]["losses"] != theirs["result"]["losses"]
     assert mine["environment"]["numerics_class"]
