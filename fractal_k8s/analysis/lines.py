@@ -118,7 +118,8 @@ class Splits:
 
     first: Indexes
     last: Indexes
-    # lines that have a cut: some known point is on the side that is looked for
+    # lines that have a cut: some known point is on the side that is looked for, and no two ranges
+    # that lie apart are equally good
     found: Mask
     # the line's end fits as well as any cut: the true one may lie outside the map
     censored: Mask
@@ -151,21 +152,26 @@ def band(labels: Mask, known: Mask) -> tuple[Splits, Splits]:
         labels: shape (m, n), along with where they are known.
     """
     sums = _sums(labels, known)
+    lowest = np.minimum.accumulate(sums, axis=1)
     highest = np.maximum.accumulate(sums[:, ::-1], axis=1)[:, ::-1]
-    found = _any(labels, known)
-    gain = highest - sums
-    total = gain.max(axis=1, keepdims=True)
-    # of equally good ranges that lie apart the first counts: its ends are told together, or they
-    # would be ends of different ranges
-    cut = np.arange(sums.shape[1])
-    first = np.argmax(gain == total, axis=1)[:, None]
-    upper = (cut >= first) & (sums - np.take_along_axis(sums, first, axis=1) == total)
-    end = np.argmax(upper, axis=1)[:, None]
-    lower = (cut <= end) & (np.take_along_axis(sums, end, axis=1) - sums == total)
+    lower, upper = highest - sums, sums - lowest
+    total = lower.max(axis=1, keepdims=True)
+    best_lower, best_upper = lower == total, upper == total
+    # where the outermost cuts make no best range together, they belong to ranges that lie apart
+    outermost = np.argmax(best_lower, axis=1), last_true(best_upper)
+    line = np.arange(len(sums))
+    hull = sums[line, outermost[1]] - sums[line, outermost[0]]
+    found = _any(labels, known) & (hull == total[:, 0])
     return (
-        _ties(lower, found, ends=(0,)),
-        _ties(upper, found, ends=(labels.shape[1],)),
+        _ties(best_lower, found, ends=(0,)),
+        _ties(best_upper, found, ends=(labels.shape[1],)),
     )
+
+
+def last_true(mask: Mask) -> Indexes:
+    """Index of the last True of each row, shape (m,); rows without one have the last index."""
+    found: Indexes = mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
+    return found
 
 
 def step(labels: Mask, known: Mask) -> Splits:
@@ -188,7 +194,7 @@ def _sums(labels: Mask, known: Mask) -> Indexes:
 def _ties(best: Mask, found: Mask, ends: tuple[int, ...]) -> Splits:
     """The cuts where `best`; those that reach one of the ends are censored."""
     first = np.argmax(best, axis=1)
-    last = best.shape[1] - 1 - np.argmax(best[:, ::-1], axis=1)
+    last = last_true(best)
     outside = np.isin(first, ends) | np.isin(last, ends)
     return Splits(first, last, found, found & outside)
 
