@@ -1,6 +1,33 @@
-"""`python -m fractal_k8s` is the same program as `fractal-k8s`."""
+"""The program: `fractal-k8s`, and `python -m fractal_k8s`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
 
 from fractal_k8s.cli import main
 
+
+def run() -> None:
+    """Runs the command and ends the process at once, with its exit code.
+
+    By then everything is stored and closed. What the interpreter would still do is to tear down
+    libraries with threads of their own (arrow, gloo), which now and then aborts the process, and a
+    worker that has done its work would count as one that crashed.
+    """
+    code: object = 0
+    try:
+        main()
+    except SystemExit as exit_:
+        code = exit_.code
+    if isinstance(code, str):
+        sys.stderr.write(code + "\n")
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a pipe that nobody reads any more
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
 if __name__ == "__main__":
-    main()
+    run()
