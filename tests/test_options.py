@@ -665,6 +665,22 @@ def test_a_launch_reports_its_data_and_is_judged_anew_without_training(
 # --- the document ---
 
 
+def test_probe_rows_are_laid_out_alike_whatever_the_sizes_of_batches(
+    gpt_sweep: MakeSweep,
+) -> None:
+    """An axis of batch sizes replaces the config's own, which must then decide nothing."""
+    axes = {
+        "y": {"knob": "matrix_lr", "low": 1e-3, "high": 1e-1},
+        "x": {"knob": "batch_tokens", "values": [100, 200]},
+    }
+    found = set()
+    for size in (1, 2, 7):
+        training = {"batch_size": size, "probe_rows": 6, "tokens": 400, "max_seq_len": 100}
+        sweep = gpt_sweep("training.allow_repeats=true", axes=axes, training=training)
+        found.add((sweep.id, GPTTrainer(sweep).probe_before))
+    assert len(found) == 1
+
+
 def test_the_table_of_options_is_complete() -> None:
     text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
     rows = {

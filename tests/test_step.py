@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from fractal_k8s.aggregate import read_grid
-from fractal_k8s.errors import UsageError
+from fractal_k8s.errors import RetryError, UsageError
 from fractal_k8s.models.gpt import GPT
 from fractal_k8s.results.outcome import Outcome, State
 from fractal_k8s.results.store import Store
@@ -226,7 +226,7 @@ def test_the_first_step_is_made_once_with_the_same_bits(
 def test_the_first_step_is_not_kept_without_room_for_it(
     gpt_sweep: MakeSweep, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fractal_k8s.train.sharing.room", lambda device: 10**6)
+    monkeypatch.setattr("fractal_k8s.train.sharing.room", lambda device, pooled: 10**6)
     train(GPTTrainer(gpt_sweep()))
     assert len(passes) == 4 * 2
 
@@ -443,3 +443,48 @@ def test_one_worker_and_two_store_the_same_bytes(
         for outcome in train(GPTTrainer(sweep, share=False), [5, 4, 3, 2, 1, 0]).values()
     }
     assert stored == [expected, expected]
+
+
+def test_a_loaded_state_lies_where_the_old_one_lay(gpt_sweep: MakeSweep) -> None:
+    """A CUDA graph of the update knows the state by its addresses."""
+    sweep = gpt_sweep()
+    trainer = GPTTrainer(sweep)
+    stepper, batch = trainer.stepper, trainer.batches[0]
+    stepper.gradients(batch)
+    stepper.update(1.0)
+    kept = copy.deepcopy(stepper.optimizers.state_dict())
+    stepper.reset(trainer.training)
+
+    def places() -> list[int]:
+        return [
+            value.data_ptr()
+            for member in stepper.optimizers.members
+            for state in member.state.values()
+            for value in state.values()
+        ]
+
+    before = places()
+    stepper.optimizers.load_state_dict(kept)
+    assert places() == before
+    again = stepper.optimizers.state_dict()
+    for old, new in zip(kept, again, strict=True):
+        for index, state in old["state"].items():
+            for name, value in state.items():
+                assert torch.equal(value, new["state"][index][name])
+
+
+def test_a_lost_device_leaves_failed_points_and_another_try(
+    gpt_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = gpt_sweep()
+    trainer = GPTTrainer(sweep)
+
+    def lost(*arguments: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(trainer.stepper, "update", lost)
+    monkeypatch.setattr(trainer.stepper, "recover", lost)
+    outcomes = trainer.train([sweep.point(0), sweep.point(1)])
+    assert next(outcomes).state is State.FAILED
+    with pytest.raises(RetryError, match="the device is lost"):
+        next(outcomes)

@@ -30,7 +30,7 @@ from fractal_k8s.sweep.single import point_of, single
 from fractal_k8s.train.events import Event, Noted, Stepped
 from fractal_k8s.train.gpt import GPTTrainer
 from fractal_k8s.train.materials import load_materials
-from fractal_k8s.train.parallel import Ranks
+from fractal_k8s.train.parallel import Ranks, open_ranks
 from fractal_k8s.train.run import Habits, Run, as_stored
 from fractal_k8s.train.run_folder import RunConfig, RunFolder
 
@@ -139,6 +139,15 @@ def test_the_command_repeats_a_stored_point_bit_for_bit(run: RunCommand, golden:
     assert mine["result"]["losses"][0] == theirs["result"]["losses"][0]
     assert mine["result"]["losses"] != theirs["result"]["losses"]
     assert mine["environment"]["numerics_class"]
+
+
+def test_a_run_of_a_budget_in_flops_is_resumed_by_the_same_command(
+    run: RunCommand, golden: Path
+) -> None:
+    budget = ["--set", "training.flops=4e9", "--set", "training.batch_size=2"]
+    command = ("train", *tiny(golden), *budget, "--out", "one", "--samples", "0")
+    run(*command)
+    assert "resumed after 2 updates" in run(*command, "--resume").output
 
 
 def test_a_run_of_a_budget_in_flops_is_the_point_it_was(gpt_sweep: MakeSweep) -> None:
@@ -374,6 +383,16 @@ def test_rows_that_cannot_be_shared_evenly_are_refused(one: Sweep, tmp_path: Pat
 # --- several processes ---
 
 ROOT = Path(__file__).parents[1]
+
+
+def test_a_part_of_torchrun_s_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with (
+        pytest.raises(UsageError, match="start several processes with torchrun"),
+        open_ranks(),
+    ):
+        pass
 
 
 def torchrun(*program: str) -> list[str]:

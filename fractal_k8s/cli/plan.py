@@ -404,7 +404,8 @@ def _batch_rows(sweep: Sweep, batches: list[Capacity]) -> list[tuple[str, str]]:
     asked = training.get("device_batch_size") or training.get("batch_size", 0)
     rows = []
     for found in batches:
-        facts = f"{found.device}, {_count(found.steps, 'step')}, peak {size_text(found.peak_bytes)}"
+        facts = f"{found.device}, {_count(found.steps, 'step')} of rows with {found.labels} labels"
+        facts += f", peak {size_text(found.peak_bytes)}"
         rows.append(("largest batch", f"{found.rows} rows measured ({facts})"))
         if found.too_many is not None and asked > found.rows:
             whole = training["batch_size"]

@@ -26,6 +26,7 @@ _WEIGHTLESS: Final = frozenset(
         "device_batch_size",
         "token_accounting",
         "allow_repeats",
+        "flops",
         "flops_per_token",
         "matrix_lr",
         "embedding_lr",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import secrets
 import shutil
@@ -266,7 +265,8 @@ class ObjectFiles:
         # its own, waits until the others' are to be seen, and takes the oldest
         if (found := self.claimed(folder)) is not None:
             return found
-        self.put(f"{folder}/{hashlib.sha256(data).hexdigest()[:12]}.json", data)
+        # never one's own again, or a later claim would make an earlier one look younger
+        self.put(f"{folder}/{secrets.token_hex(6)}.json", data)
         time.sleep(_SETTLE_S)
         return self.claimed(folder) or data
 

@@ -48,6 +48,11 @@ class DataFacts:
         """Labels of the first batch, what supervised token accounting counts in."""
         return int(self.labels[np.arange(batch_size) % self.rows].sum())
 
+    def fewest_labels(self, batch_size: int) -> int:
+        """Labels that a first batch has at least, in whatever order the rows come."""
+        repeated = np.arange(batch_size) % self.rows
+        return int(np.sort(self.labels)[np.sort(repeated)].sum())
+
     def padding(self, batch_size: int, part_size: int) -> float:
         """Share of the positions of an epoch's batches that is padding, side by side in parts."""
         batches = max(1, self.rows // batch_size)
@@ -116,8 +121,12 @@ def most_rows(sweep: Sweep, data: DataFacts) -> tuple[int, int] | None:
     asked = []
     for y, x in product(*chosen):
         training = sweep.x_knob.turn(sweep.y_knob.turn(sweep.training, y), x)
+        if not isinstance(training, GPTTraining):
+            return None
         steps = steps_of(training, data)
-        if not isinstance(training, GPTTraining) or steps is None:
+        if sweep.spec.seed_policy == "per-point":  # every seed has a first batch of its own
+            steps = training.num_steps(data.fewest_labels(training.batch_size))
+        if steps is None:
             return None
         asked.append((steps, training.batch_size))
     return max(asked, key=math.prod)

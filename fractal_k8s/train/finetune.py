@@ -36,12 +36,13 @@ from fractal_k8s.sweep.training import GPTTraining
 from fractal_k8s.train.batches import Batch, Batches, digest_of
 from fractal_k8s.train.determinism import make_deterministic
 from fractal_k8s.train.environment import describe
-from fractal_k8s.train.gpt import check_execution, mode_of, open_stepper
+from fractal_k8s.train.gpt import check_execution, mode_of
 from fractal_k8s.train.materials import data_facts, in_order, load_materials, pinned
 from fractal_k8s.train.optimizers import Optimizers
 from fractal_k8s.train.packing import BUCKET_RULE
 from fractal_k8s.train.parallel import Ranks
 from fractal_k8s.train.schedule import multiplier
+from fractal_k8s.train.step import open_stepper
 
 # As long as the public code lets an answer grow.
 _MAX_ANSWER = 250

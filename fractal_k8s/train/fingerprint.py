@@ -22,17 +22,8 @@ import torch
 from fractal_k8s import environ
 from fractal_k8s.train.determinism import cpu_name
 
-# Variables beside those of `environ` that choose kernels or the way they are compiled.
-_WATCHED: Final = (
-    "CUBLASLT_WORKSPACE_SIZE",
-    "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
-    "DISABLE_ADDMM_CUDA_LT",
-    "DNNL_MAX_CPU_ISA",
-    "MKL_DYNAMIC",
-    "TORCHINDUCTOR_EMULATE_PRECISION_CASTS",
-    "TORCHINDUCTOR_MAX_AUTOTUNE",
-    "TORCH_BLAS_PREFER_CUBLASLT",
-)
+# Variables beside those of `environ` that choose kernels, and are not a process's own to change.
+_WATCHED: Final = ("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",)
 # Folders whose code turns data and hyperparameters into losses.
 _CODE: Final = ("data", "models", "train")
 _DRIVER: Final = Path("/proc/driver/nvidia/version")

@@ -17,8 +17,8 @@ from torch import Tensor
 from fractal_k8s.data.conversations import Row
 from fractal_k8s.models.gpt import GPT, GPTConfig
 from fractal_k8s.sweep.training import GPTTraining
-from fractal_k8s.train.batches import Batch, Batches
-from fractal_k8s.train.optimizers import build_optimizers, is_trained
+from fractal_k8s.train.batches import Batches
+from fractal_k8s.train.step import open_stepper
 
 STEPS: Final = 3
 
@@ -46,40 +46,25 @@ def hash_of(losses: npt.NDArray[np.floating]) -> str:
 def gpt_losses(training: GPTTraining, device: torch.device) -> npt.NDArray[np.float32]:
     """Losses before, between and after three steps of a small GPT, shape (STEPS + 1,).
 
-    Optimizer, trained groups, dtype and layout are those of `training`, the rates are fixed.
+    Optimizer, trained groups, dtype, layout and execution are those of `training`, the rates are
+    fixed.
     """
     training = training.model_copy(update=_RATES)
     model = GPT.from_weights(
         _CONFIG, golden_weights(), compute_dtype=getattr(torch, training.dtype)
     ).to(device)
-    parameters = dict(model.named_parameters())
-    for name, parameter in parameters.items():
-        parameter.requires_grad_(is_trained(name, training))
-    optimizers = build_optimizers(parameters, training, _CONFIG.n_embd)
+    stepper = open_stepper(model, training)
     batches = Batches(golden_rows(), len(_ROW_LENGTHS), 0, device, packing=training.packing)
+    batch = batches[0]  # of all rows, as every later one
+    stepper.prepare(batch)
+    stepper.reset(training)
     losses = []
     for step in range(STEPS + 1):
-        loss = _loss(model, batches[step], training)
-        losses.append(loss.detach())
+        losses.append(stepper.gradients(batch).clone())
         if step < STEPS:
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizers.step(1.0)
+            stepper.update(1.0)
     series: npt.NDArray[np.float32] = torch.stack(losses).float().cpu().numpy()
     return series
-
-
-def _loss(model: GPT, batch: Batch, training: GPTTraining) -> Tensor:
-    parts = [
-        model.loss_sum(
-            part.ids,
-            part.labels,
-            part.places,
-            part.layout,
-            label_smoothing=training.label_smoothing,
-        )
-        for part in batch.parts
-    ]
-    return torch.stack(parts).sum() / batch.num_labels
 
 
 def golden_weights() -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ any order, or after a restart. What points have in common is computed once (trai
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fractal_k8s.data.conversations import Row
-from fractal_k8s.errors import UsageError
+from fractal_k8s.errors import RetryError, UsageError
 from fractal_k8s.models.gpt import GPT
 from fractal_k8s.results.outcome import Outcome, State, failure, loss_facts, storable
 from fractal_k8s.sweep.definition import Sweep
@@ -42,10 +41,14 @@ from fractal_k8s.train.packing import BUCKET_RULE
 from fractal_k8s.train.probing import Probe
 from fractal_k8s.train.schedule import multiplier
 from fractal_k8s.train.sharing import FirstStep, Run, Trajectory, alone, together
-from fractal_k8s.train.step import Stepper
+from fractal_k8s.train.step import open_stepper
 
 # steps between two looks at the losses: a look makes the host wait for a GPU, and for a CPU nothing
 _READ_EVERY: Final = {"cuda": 16, "cpu": 1}
+
+
+# probe rows that go through the model together: a batch's own size may be an axis
+_PROBE_PART: Final = 8
 
 
 def mode_of(training: GPTTraining) -> str:
@@ -90,7 +93,7 @@ class GPTTrainer:
         self._made_seed = sweep.spec.seed
         self.probe = self._probe_of(materials.probe)
         self.probe_before = self._probe()
-        self._memory = PeakMemory(self.device)
+        self._memory = PeakMemory(self.device, pooled=self.stepper.pooled)
         packing = self.training.packing
         self.environment = describe(
             self.device,
@@ -140,10 +143,10 @@ class GPTTrainer:
         )
 
     def _probe_of(self, rows: list[Row]) -> Probe | None:
-        """The probe rows as one batch, in parts of the sweep's size whatever a point's is."""
+        """The probe rows as one batch, in parts that no axis has a hand in."""
         if not rows:
             return None
-        part = self.training.device_batch_size or self.training.batch_size
+        part = self.training.device_batch_size or _PROBE_PART
         return Probe(self.model, self._lay_out(rows, len(rows), part)[0])
 
     def _probe(self) -> float:
@@ -173,10 +176,14 @@ class GPTTrainer:
                     yield outcome
                     clock.resume()
             except (RuntimeError, MemoryError) as error:  # out of memory, a lost device
-                self._recover()
                 seconds = clock.share(len(left))
+                lost = self._recover()
                 for point in left:
                     yield failure(point, self.sweep.run_seed(point), error, seconds)
+                if lost is not None:
+                    raise RetryError(
+                        f"the device is lost ({str(lost).splitlines()[0]}); what is done is kept"
+                    ) from None
 
     def _trajectories(self, points: Sequence[Point]) -> list[Trajectory]:
         """Runs on which all the points lie: of several lengths where an axis decides the length."""
@@ -253,13 +260,16 @@ class GPTTrainer:
             losses=storable(series),
         )
 
-    def _recover(self) -> None:
-        """Drops what a run that broke left behind."""
-        self._first.forget()
-        self.stepper.recover()
-        if self.device.type == "cuda":
-            with contextlib.suppress(RuntimeError):  # a device that is lost cannot be tidied
+    def _recover(self) -> RuntimeError | None:
+        """Drops what a run that broke left behind; what a device says that cannot go on."""
+        try:
+            self._first.forget()
+            self.stepper.recover()
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+        except RuntimeError as error:
+            return error
+        return None
 
 
 class _Clock:
@@ -352,16 +362,3 @@ def check_execution(sweep: Sweep, device: torch.device) -> None:
             'training.execution "graphs" cannot vary weight_decay, which is a constant of a graph; '
             'give "eager" or "compiled"'
         )
-
-
-def open_stepper(model: GPT, training: GPTTraining) -> Stepper:
-    """What runs the steps of a model, as `training.execution` says."""
-    if training.execution == "compiled":
-        from fractal_k8s.train.compiling import CompiledStepper
-
-        return CompiledStepper(model, training)
-    if training.execution == "graphs":
-        from fractal_k8s.train.graphs import GraphedStepper
-
-        return GraphedStepper(model, training)
-    return Stepper(model, training)

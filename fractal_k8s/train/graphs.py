@@ -43,6 +43,7 @@ class GraphedStepper(Stepper):
     """
 
     takes_directions = False
+    pooled = True
 
     def __init__(self, model: GPT, training: GPTTraining) -> None:
         super().__init__(model, training)

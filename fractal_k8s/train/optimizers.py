@@ -238,11 +238,16 @@ class Optimizers:
         return states
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Takes the states over, into the tensors that are there: a CUDA graph knows no others."""
         for member, state in zip(self.members, states, strict=True):
             rates = [group["lr"] for group in member.param_groups]
+            places = {weight: dict(own) for weight, own in member.state.items()}
             member.load_state_dict(state)
             for group, rate in zip(member.param_groups, rates, strict=True):
                 group["lr"] = rate.fill_(group["lr"])
+            for weight, own in places.items():
+                for name, place in own.items():
+                    member.state[weight][name] = place.copy_(member.state[weight][name])
 
 
 def full_rates(training: GPTTraining, n_embd: int) -> dict[str, float]:

@@ -104,9 +104,14 @@ def open_ranks() -> Iterator[Ranks]:
         UsageError: there are fewer GPUs than processes.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or any(name not in os.environ for name in _VARIABLES):
+    if size == 1:
         yield Ranks(0, 1, training_device())
         return
+    if absent := [name for name in _VARIABLES if name not in os.environ]:
+        raise UsageError(
+            f"WORLD_SIZE is {size} and {', '.join(absent)} is not set: start several processes "
+            "with torchrun, or unset WORLD_SIZE"
+        )
     device = _own_device()
     for name, value in _FIXED_SUMS.items():
         os.environ.setdefault(name, value)

@@ -126,6 +126,8 @@ def trial_sweep(sweep: Sweep, rows: int, steps: int) -> dict[str, Any]:
         "batch_size": rows,
         "device_batch_size": None,
         "tokens": rows * training.max_seq_len * steps,
+        "flops": None,
+        "flops_per_token": None,
         "token_accounting": "all",
     }
     return {

@@ -36,6 +36,8 @@ Layout = Literal["artifact", "nanochat"]
 
 FORMAT: Final = 1
 _MODEL: Final = re.compile(r"model_(\d+)\.pt")
+# Training keys that change no run: a permission, and what follows from the checkpoint.
+_OF_NO_RUN: Final = {"allow_repeats", "flops_per_token"}
 # Keys of a sweep that say the same as others, or where its files lie and not what is in them.
 _NOT_COMPARED: Final = {"axes", "checkpoint", "dataset", "origin", "name"}
 _DIGESTS: Final = {"checkpoint_digest", "dataset_digest"}
@@ -89,6 +91,8 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in content.items():
         if prefix == "sweep." and key in _NOT_COMPARED | _DIGESTS:
+            continue
+        if prefix == "sweep.training." and key in _OF_NO_RUN:
             continue
         if isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{key}.")

@@ -70,7 +70,7 @@ class FirstStep:
     def _fits(self) -> bool:
         """Whether there is room for what is kept, beside what the first update will take."""
         elements = sum(parameter.numel() for parameter in self._stepper.trained)
-        left = room(self._stepper.device)
+        left = room(self._stepper.device, pooled=self._stepper.pooled)
         return left is None or left > (_GRADIENT + _STATE + _DIRECTION) * elements + _SPARE
 
 

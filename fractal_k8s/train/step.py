@@ -31,6 +31,8 @@ class Stepper:
 
     # whether update directions can be taken over from an earlier step
     takes_directions = True
+    # whether it works in memory that is reserved for it, which counts as free
+    pooled = False
 
     def __init__(self, model: GPT, training: GPTTraining) -> None:
         self.model = model.train()
@@ -111,3 +113,16 @@ def _traits(layout: Layout) -> tuple[Hashable, ...]:
     values = (getattr(layout, field.name) for field in dataclasses.fields(layout))
     shapes = (each.shape if isinstance(each, Tensor) else each for each in values)
     return (type(layout).__name__, *shapes)
+
+
+def open_stepper(model: GPT, training: GPTTraining) -> Stepper:
+    """What runs the steps of a model, as `training.execution` says."""
+    if training.execution == "compiled":
+        from fractal_k8s.train.compiling import CompiledStepper
+
+        return CompiledStepper(model, training)
+    if training.execution == "graphs":
+        from fractal_k8s.train.graphs import GraphedStepper
+
+        return GraphedStepper(model, training)
+    return Stepper(model, training)

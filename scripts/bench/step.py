@@ -148,7 +148,7 @@ def measure(problem: Problem, variant: Variant, make: Callable[[Sweep], Material
     stepper.reset(gpt_training(sweep))
     losses = [run(stepper, batch)]  # kernels are loaded and memory is taken from the system
     first_seconds = time.perf_counter() - began
-    peak = PeakMemory(device)
+    peak = PeakMemory(device, pooled=stepper.pooled)
     peak.restart()
     taken = seconds_of(
         lambda: losses.extend(run(stepper, batch) for _ in range(STEPS)),
