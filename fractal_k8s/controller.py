@@ -98,8 +98,11 @@ def pin(sweep: Sweep, tell: Callable[[str], None] = _to_stderr) -> tuple[Sweep, 
         return sweep, None
     prepare_environment()  # a model's bytes must not depend on the shell that launched
     from fractal_k8s.train.depth import verified
+    from fractal_k8s.train.environment import training_device
+    from fractal_k8s.train.gpt import check_execution
     from fractal_k8s.train.pretrained import provide_for
 
+    check_execution(sweep, training_device())
     provide_for(sweep, tell)
     return verified(sweep)
 
@@ -120,7 +123,9 @@ def prepare(
     """
     sweep, data = pin(sweep)
     folder = store.sweep(sweep.id)
-    folder.read_plan()  # a damaged or foreign sweep.json is refused here
+    stored = folder.read_plan()  # a damaged or foreign sweep.json is refused here
+    if stored is not None and not allow_mixed:
+        _refuse_other_ways(sweep, stored.sweep)
     grid = read_grid(folder, Plan(sweep, Deal()), allow_mixed=allow_mixed)
     missing = ~grid.known.ravel()
     _check_space(store, sweep, int(missing.sum()))
@@ -128,6 +133,18 @@ def prepare(
     return Launch(
         folder, sweep, workers, points_per_shard, allow_mixed, left, reuse=reuse, data=data
     )
+
+
+def _refuse_other_ways(asked: Sweep, stored: Sweep) -> None:
+    """Refuses what would run the steps of a stored sweep in another way: two numerics classes."""
+    for key in ("packing", "execution"):
+        ours, theirs = (getattr(sweep.training, key, None) for sweep in (asked, stored))
+        if ours != theirs:
+            raise UsageError(
+                f"{stored.id} is stored with training.{key} = {theirs!r} and this asks for "
+                f"{ours!r}, which is another numerics class; choose another --store or --name, or "
+                f"give --set training.{key}={theirs}"
+            )
 
 
 def _experiments(sweep: Sweep, points: npt.NDArray[np.bool_]) -> int:

@@ -545,7 +545,7 @@ PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [300, 301], [9]]
 
 
 def test_greedy_answers_are_those_of_one_prompt_at_a_time(model: GPT) -> None:
-    together = generate(model, PROMPTS, limits=[6, 9, 0], stop_id=1023)
+    together = generate(model, PROMPTS, limits=[6, 9, 0], stop_ids=[1023])
     assert [len(answer) for answer in together] == [6, 9, 0]
     for prompt, answer in zip(PROMPTS, together, strict=True):
         ids = list(prompt)
@@ -555,15 +555,15 @@ def test_greedy_answers_are_those_of_one_prompt_at_a_time(model: GPT) -> None:
         assert ids[len(prompt) :] == answer
     stop = together[1][4]
     first = together[1].index(stop)
-    cut = generate(model, PROMPTS, limits=[6, 9, 0], stop_id=stop)
+    cut = generate(model, PROMPTS, limits=[6, 9, 0], stop_ids=[stop])
     assert cut[1] == together[1][:first]
 
 
 def test_drawn_answers_follow_the_seed_and_the_likeliest(model: GPT) -> None:
     def drawn(seed: int, top_k: int | None) -> list[list[int]]:
         choice = Choice(temperature=1.5, top_k=top_k, seed=seed)
-        return generate(model, PROMPTS, limits=[8, 8, 8], stop_id=1023, choice=choice)
+        return generate(model, PROMPTS, limits=[8, 8, 8], stop_ids=[1023], choice=choice)
 
     assert drawn(1, None) == drawn(1, None) != drawn(2, None)
-    greedy = generate(model, PROMPTS, limits=[8, 8, 8], stop_id=1023)
+    greedy = generate(model, PROMPTS, limits=[8, 8, 8], stop_ids=[1023])
     assert drawn(1, 1) == greedy

@@ -50,7 +50,7 @@ def train_encoding(
     if size < vocab_size:
         raise UsageError(
             f"the text gives a vocabulary of {size:,} tokens, {vocab_size:,} were asked for; "
-            "give more text or a smaller vocabulary"
+            f"give more text, or --vocab {size}"
         )
     special = {name: len(ranks) + place for place, name in enumerate(SPECIAL_TOKENS)}
     return tiktoken.Encoding(

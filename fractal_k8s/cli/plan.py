@@ -228,14 +228,15 @@ def _data(sweep: Sweep) -> DataFacts | None:
     Raises:
         FractalError: what was named is not there, is damaged, or holds too little.
     """
-    checkpoint = getattr(sweep.spec, "checkpoint", None)
-    kind, _, file = sweep.spec.dataset.partition(":")
-    if checkpoint is None or kind != "conversations" or not file:
+    if sweep.model != "gpt" or sweep.spec.checkpoint is None:
         return None
-    if not Path(checkpoint).expanduser().is_dir():
+    if sweep.spec.dataset in ("conversations", "docvqa"):  # to be named yet
         return None
     from fractal_k8s.sweep.supply import refuse_repeats
-    from fractal_k8s.train.materials import read_facts
+    from fractal_k8s.train.materials import has_checkpoint, read_facts
+
+    if not has_checkpoint(sweep):
+        return None
 
     data = read_facts(sweep)
     refuse_repeats(sweep, data)

@@ -115,7 +115,7 @@ def command(
 
     \b
         fractal-k8s pretrain --text books/ --conversations chat.jsonl --depth 4 --out models/d4
-        fractal-k8s pretrain --text forms --conversations statements --depth 2,3,4 --out models
+        fractal-k8s pretrain --text forms --vocab 1024 --conversations forms --depth 2,3 --out m
         fractal-k8s pretrain --preset tiny
     """
     from fractal_k8s.environ import prepare_environment

@@ -111,6 +111,8 @@ def train_missing(
     if new:
         controller.check_supply(launch)
     console = Console(stderr=as_json)
+    if launch.missing and getattr(sweep.training, "execution", "") == "compiled":
+        console.print("every worker compiles first, for a minute or more", highlight=False)
     if not launch.missing:
         console.print(
             f"{launch.sweep.id}: every point is stored, nothing to train", highlight=False

@@ -34,10 +34,10 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     limits: Sequence[int],
-    stop_id: int,
+    stop_ids: Sequence[int],
     choice: Choice = GREEDY,
 ) -> list[list[int]]:
-    """What the model appends to each prompt, without the stop id.
+    """What the model appends to each prompt, without what ended it.
 
     All prompts go through the model together, padded on the right, once for every new id: answers
     are short, and nothing of the model is written twice for it.
@@ -45,7 +45,8 @@ def generate(
     Args:
         prompts: ids, at least one each.
         limits: the most ids to append to each.
-        stop_id: ends an answer; it also pads, which changes nothing of what comes before.
+        stop_ids: each ends an answer; the first also pads, which changes nothing of what comes
+            before.
     """
     device = model.cos.device
     rows = [list(prompt) for prompt in prompts]
@@ -56,10 +57,10 @@ def generate(
         number
         for number, row in enumerate(rows)
         if len(row) < min(ends[number], longest)
-        and (len(row) == len(prompts[number]) or row[-1] != stop_id)
+        and (len(row) == len(prompts[number]) or row[-1] not in stop_ids)
     ]:
         lengths = torch.tensor([len(rows[number]) for number in active], device=device)
-        ids = torch.full((len(active), int(lengths.max())), stop_id, dtype=torch.int64)
+        ids = torch.full((len(active), int(lengths.max())), stop_ids[0], dtype=torch.int64)
         for place, number in enumerate(active):
             ids[place, : len(rows[number])] = torch.tensor(rows[number])
         hidden = model.hidden(ids.to(device))
@@ -68,7 +69,7 @@ def generate(
         for number, new in zip(active, chosen, strict=True):
             rows[number].append(new)
     answers = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
-    return [answer[:-1] if answer and answer[-1] == stop_id else answer for answer in answers]
+    return [answer[:-1] if answer and answer[-1] in stop_ids else answer for answer in answers]
 
 
 def _choose(logits: Tensor, choice: Choice, generator: torch.Generator) -> Tensor:

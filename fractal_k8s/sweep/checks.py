@@ -336,6 +336,8 @@ def _line(item: dict[str, Any], raw: dict[str, Any], models: Mapping[str, type[S
     where = ".".join(path) or "sweep"
     kind = item["type"]
     if kind == "extra_forbidden":
+        if path[:-1] == ["training"] and path[-1] in knob_names(str(raw["model"])):
+            return f"{where}: is an axis and no key; give it as axes.y.knob or axes.x.knob"
         known = _known_keys(models[str(raw["model"])], path[:-1])
         return f"{where}: unknown key{near(path[-1], known)}"
     if kind == "missing":

@@ -93,9 +93,11 @@ def resolve(
     for key, value in (overrides or {}).items():
         if value is not None:
             content[key] = value
+    _make_way(content, settings)
     problems = [problem for text in settings if (problem := apply_setting(content, text))]
     if problems:
         raise SweepError(problems, source="--set")
+    _fit_resolution(content, settings)
     for key, whole in (("checkpoint", whole_checkpoint), ("dataset", whole_dataset)):
         if isinstance(content.get(key), str):
             content[key] = whole(content[key])
@@ -106,6 +108,35 @@ def resolve(
     if idle := [problem for text in settings if (problem := _without_effect(sweep, text))]:
         raise SweepError(idle, source="--set")
     return sweep
+
+
+def _make_way(content: Raw, settings: Sequence[str]) -> None:
+    """Drops what cannot stay beside a setting: another rule's keys, a range beside a list."""
+    keys = {text.partition("=")[0].strip() for text in settings}
+    if "verdict.rule" in keys:
+        content["verdict"] = {}
+    axes = content.get("axes")
+    for name in ("y", "x"):
+        axis = axes.get(name) if isinstance(axes, dict) else None
+        if not isinstance(axis, dict):
+            continue
+        listed = f"axes.{name}.values" in keys
+        ranged = {f"axes.{name}.low", f"axes.{name}.high"} & keys
+        if listed and not ranged:
+            for key in ("low", "high", "scale", "window"):
+                axis.pop(key, None)
+        elif ranged and not listed:
+            axis.pop("values", None)
+
+
+def _fit_resolution(content: Raw, settings: Sequence[str]) -> None:
+    """An axis that a setting lists decides its own length, whatever the file said before."""
+    given = content.get("resolution")
+    if not isinstance(given, list) or len(given) != 2:
+        return
+    for place, name in enumerate(("y", "x")):
+        if any(text.partition("=")[0].strip() == f"axes.{name}.values" for text in settings):
+            given[place] = _list_length(content["axes"][name]) or given[place]
 
 
 def _without_effect(sweep: Sweep, text: str) -> str | None:

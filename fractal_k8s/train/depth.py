@@ -54,13 +54,15 @@ def _checkpoints_digest(sweep: Sweep) -> str:
         CorruptError: a model has another depth than it is used for.
     """
     total = hashlib.sha256()
-    missing = []
+    missing: list[str] = []
+    absent: list[int] = []
     for depth in sweep.depths:
         folder = Path(sweep.at_depth(depth).spec.checkpoint or "").expanduser()
         try:
             files = find_checkpoint(folder)
         except UsageError as error:
             missing.append(str(error))
+            absent.append(depth)
             continue
         layers = read_config(files).get("n_layer")
         if layers != depth:
@@ -71,8 +73,8 @@ def _checkpoints_digest(sweep: Sweep) -> str:
     if missing:
         raise UsageError(
             "\n  ".join([f"{len(missing)} of {len(sweep.depths)} depths have no model", *missing])
-            + "\nmake them with: fractal-k8s pretrain --depth "
-            + ",".join(str(depth) for depth in sweep.depths)
+            + "\nmake them with: fractal-k8s pretrain --text TEXT --out FOLDER --depth "
+            + ",".join(str(depth) for depth in absent)
         )
     return total.hexdigest()
 

@@ -272,7 +272,7 @@ class FineTune:
             self.model,
             prompts,
             limits=[min(_MAX_ANSWER, len(ids) + _ANSWER_SLACK) for ids in expected],
-            stop_id=self._pad_id,
+            stop_ids=(self._pad_id, self.tokenizer.special["<|bos|>"]),
             choice=choice,
         )
         return [

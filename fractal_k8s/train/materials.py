@@ -28,7 +28,7 @@ from fractal_k8s.sweep.flops import with_flops
 from fractal_k8s.sweep.memory import Shape
 from fractal_k8s.sweep.supply import DataFacts
 from fractal_k8s.sweep.training import GPTTraining
-from fractal_k8s.train.recipe import SCHEME, pretrained_folder
+from fractal_k8s.train.recipe import SCHEME, cached_folder, pretrained_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -160,6 +160,16 @@ def _held_out(rows: Rows, training: GPTTraining) -> tuple[Rows, list[Row]]:
 def gpt_training(sweep: Sweep) -> GPTTraining:
     assert isinstance(sweep.training, GPTTraining)  # a gpt sweep has a gpt config
     return sweep.training
+
+
+def has_checkpoint(sweep: Sweep) -> bool:
+    """Whether the checkpoint whose tokenizer `read_facts` takes is on this machine."""
+    if sweep.depths:
+        sweep = sweep.at_depth(sweep.depths[-1])
+    reference = sweep.spec.checkpoint or ""
+    if reference.startswith(SCHEME):
+        return cached_folder(reference.removeprefix(SCHEME)).is_dir()
+    return Path(reference).expanduser().is_dir()
 
 
 def _checkpoint_folder(sweep: Sweep) -> Path:

@@ -25,6 +25,7 @@ from fractal_k8s.data.conversations import Row
 from fractal_k8s.errors import UsageError
 from fractal_k8s.models.gpt import GPT
 from fractal_k8s.models.init import config_of_depth, random_weights
+from fractal_k8s.stopping import StopSignals
 from fractal_k8s.sweep.training import GPTTraining
 from fractal_k8s.train.batches import MicroBatch, pad
 from fractal_k8s.train.corpus import Material, Tell, read_material
@@ -75,7 +76,13 @@ def pretrain(recipe: Recipe, depths: Sequence[int], out: Path, tell: Tell) -> li
 
     Raises:
         UsageError: the input cannot be used; CorruptError: it is damaged.
+        Stopped: by a signal, which leaves no half of a file.
     """
+    with StopSignals():
+        return _pretrain(recipe, depths, out, tell)
+
+
+def _pretrain(recipe: Recipe, depths: Sequence[int], out: Path, tell: Tell) -> list[Pretrained]:
     make_deterministic()
     homes = [out if len(depths) == 1 else out / f"d{depth}" for depth in depths]
     for home in homes:

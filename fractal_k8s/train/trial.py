@@ -110,7 +110,8 @@ def _train(sweep: Sweep, depth: int | None, device: torch.device, answer: Answer
     names = ("vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
     shape = {name: int(getattr(config, name)) for name in names}
     answer = replace(answer, labels=labels, shape=shape)
-    trainer = GPTTrainer(sweep, device, materials=materials)
+    # every step is made, or its time would be that of a step taken over
+    trainer = GPTTrainer(sweep, device, materials=materials, share=False)
     peak, seconds = 0, 0.0
     for outcome in trainer.train([sweep.point(0), sweep.point(1)]):
         said = trouble(outcome)
@@ -118,6 +119,9 @@ def _train(sweep: Sweep, depth: int | None, device: torch.device, answer: Answer
             return replace(answer, full=is_out_of_memory(said), error=said)
         peak = max(peak, peak_memory(device), outcome.peak_bytes or 0)
         seconds = outcome.seconds / outcome.steps
+    if 0 < answer.allowed_bytes < peak:
+        said = f"out of memory: {peak:,} bytes, {answer.allowed_bytes:,} allowed"
+        return replace(answer, full=True, error=said)
     return replace(answer, fits=True, peak_bytes=peak, seconds_per_step=seconds)
 
 

@@ -34,9 +34,8 @@ from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.train.determinism import make_deterministic
 from fractal_k8s.train.environment import training_device
 from fractal_k8s.train.gpt import GPTTrainer
+from fractal_k8s.train.pretrained import provide
 from fractal_k8s.train.trial import trouble
-
-GOLDEN = Path(__file__).parents[2] / "tests" / "golden" / "nanochat-d4"
 
 
 @dataclass(frozen=True)
@@ -179,20 +178,20 @@ def between_sweep(sweep: Sweep, steps: int) -> Sweep:
 def main() -> None:
     on_gpu = training_device().type == "cuda"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--checkpoint", type=Path, help="default: tests/golden/nanochat-d4")
-    parser.add_argument("--dataset", help="default: the checkpoint's conversations.jsonl")
+    parser.add_argument("--checkpoint", type=Path, help="default: the model of the preset tiny")
+    parser.add_argument("--dataset", help="default: forms")
     parser.add_argument("--depth", type=int, help="layers of a model with --random-weights")
     parser.add_argument("--random-weights", action="store_true")
     parser.add_argument("--points", type=int, default=40, help="of the warm worker")
     parser.add_argument("--cold", type=int, default=3, help="points with a process each")
     parser.add_argument("--steps", type=int, default=6 if on_gpu else 20)
-    parser.add_argument("--rows", type=int, default=48 if on_gpu else 2, help="of a batch")
+    parser.add_argument("--rows", type=int, default=48 if on_gpu else 4, help="of a batch")
     parser.add_argument("--longest", type=int, help="ids of the longest row")
     parser.add_argument("--dtype", default="bfloat16" if on_gpu else "float32")
     options = parser.parse_args()
     if options.random_weights != (options.depth is not None):
         parser.error("--depth and --random-weights go together")
-    longest = options.longest or (LONGEST if options.random_weights else 128)
+    longest = options.longest or (LONGEST if options.random_weights else 192)
     training = {
         "tokens": options.steps * options.rows * longest,
         "batch_size": options.rows,
@@ -202,9 +201,10 @@ def main() -> None:
     make_deterministic()
     with tempfile.TemporaryDirectory(prefix="bench-points-") as place:
         home = Path(place)
-        checkpoint = options.checkpoint or GOLDEN
-        dataset = options.dataset or f"conversations:{checkpoint / 'conversations.jsonl'}"
-        if options.random_weights:
+        if not options.random_weights:
+            checkpoint = options.checkpoint or provide("tiny", print)
+            dataset = options.dataset or "forms"
+        else:
             checkpoint, data = home / "model", home / "rows.jsonl"
             write_checkpoint(checkpoint, options.depth)
             write_conversations(data, 3 * options.steps * options.rows, longest)
