@@ -697,3 +697,43 @@ def test_the_table_of_options_is_complete() -> None:
         assert f"| {shown} |" in rows[name], f"{name}: default {shown}"
     assert [row for row in rows if "| axis |" in rows[row]] == [row for row in rows if row in knobs]
     assert STATE_NAMES[MARGINAL] in text
+
+
+# --- settings over a preset or a stored sweep ---
+
+
+def test_another_rule_or_a_list_of_values_replaces_what_a_preset_says(run: Run) -> None:
+    rule = ("--set", "verdict.rule=bound", "--set", "verdict.bound=3")
+    plan = json.loads(run("plan", "--preset", "tiny", "--res", "3", *rule, "--json").stdout)
+    assert plan["points"] == 9
+    listed = ("--set", "axes.x.values=[0.1, 0.2]")
+    plan = json.loads(run("plan", "--preset", "tiny", *listed, "--json").stdout)
+    assert plan["points"] == 32
+
+
+def test_an_axis_that_is_given_as_a_key_is_told_so(run: Run) -> None:
+    output = run("plan", "--preset", "tiny", "--set", "training.batch_tokens=384", code=2).output
+    assert "is an axis and no key; give it as axes.y.knob" in output
+
+
+def test_a_stored_sweep_is_not_gone_on_with_in_another_way(
+    run: Run, gpt_sweep: MakeSweep, tmp_path: Path
+) -> None:
+    (tmp_path / "tuned.json").write_text(json.dumps(gpt_sweep().to_dict()))
+    launch = ("launch", "tuned.json", "--backend", "inline")
+    run(*launch)
+    before = sorted(path for path in (tmp_path / "runs").rglob("*"))
+    output = run(*launch, "--set", "training.packing=padded", code=2).output
+    assert "is stored with training.packing = 'packed' and this asks for 'padded'" in output
+    assert "give --set training.packing=packed" in output
+    assert sorted(path for path in (tmp_path / "runs").rglob("*")) == before
+    assert "nothing to train" in run(*launch).output
+
+
+def test_graphs_are_refused_before_anything_is_made(
+    run: Run, gpt_sweep: MakeSweep, tmp_path: Path
+) -> None:
+    (tmp_path / "tuned.json").write_text(json.dumps(gpt_sweep().to_dict()))
+    output = run("launch", "tuned.json", "--set", "training.execution=graphs", code=2).output
+    assert "needs a CUDA GPU" in output
+    assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["tuned.json"]

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -118,6 +119,29 @@ def test_the_same_input_gives_the_same_bytes_in_another_process(
     (report,) = json.loads(done.stdout)
     assert report["digest"] == models[1][0].files.digest()
     assert report["sft_loss"] == list(models[1][0].sft_loss or ())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_while_a_model_is_made_leaves_nothing(
+    number: int, code: int, tmp_path: Path
+) -> None:
+    place = {"FRACTAL_K8S_CACHE": str(tmp_path / "cache")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fractal_k8s", "pretrain", "--preset", "tiny"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **place, "PYTHONPATH": str(Path(__file__).parents[1])},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("base "):  # it trains
+        assert process.poll() is None
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert said.strip().endswith("stopped before it was done; run the same command to begin again")
+    assert not [path for path in (tmp_path / "cache" / "pretrained").iterdir() if path.is_dir()]
 
 
 def test_another_seed_gives_another_model(

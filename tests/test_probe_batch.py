@@ -222,7 +222,7 @@ def test_plan_reads_the_measurement_of_the_same_step(
     record_capacity(store, _capacity(sweep, device="NVIDIA H100", rows=8, too_many=None))
     record_capacity(store, _capacity(gpt_sweep("training.max_seq_len=64"), rows=500))
     text = run("plan", "sweep.json").stdout
-    assert "6 rows measured (NVIDIA H200, 5 steps, peak 121 GB)" in text
+    assert "6 rows measured (NVIDIA H200, 5 steps of rows with" in text
     assert "8 rows at once are more than fit on NVIDIA H200" in text
     assert "set training.device_batch_size=4" in text
     assert "8 rows measured (NVIDIA H100" in text
