@@ -217,7 +217,7 @@ def test_a_short_text_is_read_again(run: Run, tmp_path: Path) -> None:
         pytest.param("--conversations no.jsonl", "no.jsonl: no such file", id="no conversations"),
         pytest.param("--conversations few.jsonl", "at least 21 are needed", id="few conversations"),
         pytest.param("--vocab 264", "at least 265 tokens", id="vocabulary too small"),
-        pytest.param("--vocab 60000", "a smaller vocabulary", id="vocabulary too large"),
+        pytest.param("--vocab 60000", "give more text, or --vocab", id="vocabulary too large"),
         pytest.param("--tokens 511", "less than one step", id="no step"),
         pytest.param("--depth 2,2", "names a depth twice", id="depth twice"),
         pytest.param("--depth two", "no number of layers", id="no depth"),
@@ -510,7 +510,7 @@ def test_all_missing_depths_are_named(by_depth: MakeSweep) -> None:
     assert message.startswith("2 of 3 depths have no model")
     assert "d3: no such folder" in message
     assert "d4: no such folder" in message
-    assert "fractal-k8s pretrain --depth 1,3,4" in message
+    assert "fractal-k8s pretrain --text TEXT --out FOLDER --depth 3,4" in message
 
 
 def test_a_model_of_another_depth_is_refused(by_depth: MakeSweep, tmp_path: Path) -> None:
