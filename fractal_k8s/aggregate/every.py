@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from fractal_k8s.aggregate.announce import announce_failed, publish
+from fractal_k8s.aggregate.announce import Patience, announce_failed, publish
+from fractal_k8s.aggregate.record import read_record
 from fractal_k8s.aggregate.until import JobsState, make_summary
 from fractal_k8s.errors import EXIT_CORRUPT, FractalError, StoreError
 from fractal_k8s.results.store import Store
 
 Say = Callable[[str], None]
+
+# of a pass, on summaries that W&B does not take: the other sweeps' come with a later pass
+_TRACKING_S: Final = 300.0
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,10 @@ def aggregate_all(
     Raises:
         StoreError: the store cannot be listed.
     """
+    patience = Patience(_TRACKING_S)
     for sweep_id in store.files.folders():
         try:
-            visit = _visit(store, sweep_id, allow_mixed, say, jobs)
+            visit = _visit(store, sweep_id, allow_mixed, say, jobs, patience)
         except FractalError as error:
             code = 75 if type(error) is StoreError else EXIT_CORRUPT
             visit = Visit(sweep_id, "problem", problems=(str(error),), exit_code=code)
@@ -65,21 +70,26 @@ def _visit(
     allow_mixed: bool,
     say: Say,
     jobs: Callable[[str], JobsState] | None,
+    patience: Patience,
 ) -> Visit | None:
     """A pass over one sweep; None if the folder is none of a sweep."""
     folder = store.sweep(sweep_id)
     plan = folder.read_plan()
     if plan is None:
         return None
+    # asked before the store is read: what comes later is not missed
+    state = None if read_record(folder).get("complete") else _jobs_state(sweep_id, jobs, say)
+    failed = {} if state is None else state.failed
+    announce_failed(folder, failed, say)
     if not folder.outcome_entries():
         return Visit(sweep_id, "nothing stored")
     done = make_summary(folder, plan, allow_mixed=allow_mixed, anew=False)
+    # also where nothing has changed: indexes fail after the last outcome, and servers come back.
+    # Without a failed index Jobs may be gone because the sweep is trained elsewhere.
+    has_ended = bool(failed) and state is not None and state.is_over
+    publish(folder, plan, say, has_ended=has_ended, patience=patience)
     if done is None:
         return Visit(sweep_id, "unchanged")
-    state = _jobs_state(sweep_id, jobs, say)
-    if state is not None and state.failed:
-        announce_failed(folder, state.failed, say)
-    publish(folder, plan, done, say, has_ended=False)
     problems = tuple(done.summary["problems"])
     return Visit(
         sweep_id,

@@ -86,7 +86,7 @@ def aggregate_until(
             break
         time.sleep(waiting.pause_s)
     plan, done = waiting.result()
-    publish(store.sweep(plan.sweep.id), plan, done, say, has_ended=True)
+    publish(store.sweep(plan.sweep.id), plan, say, has_ended=True)
     return plan, done
 
 
@@ -121,8 +121,8 @@ class _Waiting:
             self._asks = False
             return False
         self._asks = True
-        if state.failed and self.plan is not None:
-            announce_failed(self.store.sweep(self.plan.sweep.id), state.failed, self.say)
+        if state.failed:  # a part of an id has no Jobs, so it is whole
+            announce_failed(self.store.sweep(self.sweep_id), state.failed, self.say)
         return state.is_over
 
     def look(self) -> bool:

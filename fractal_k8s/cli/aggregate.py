@@ -114,7 +114,7 @@ def _once(sweep_id: str, store_uri: str, allow_mixed: bool, as_json: bool) -> Ag
     folder, plan = open_store(store_uri).plan(sweep_id)
     done = make_summary(folder, plan, allow_mixed=allow_mixed)
     assert done is not None  # made anew
-    publish(folder, plan, done, _line(as_json), has_ended=False)
+    publish(folder, plan, _line(as_json), has_ended=False)
     return done
 
 

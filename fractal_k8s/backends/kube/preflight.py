@@ -274,7 +274,7 @@ def _secrets(settings: JobSettings) -> Iterator[tuple[str, str]]:
     typed.
     """
     keys: dict[str, list[str]] = {}
-    for key, name in pod.secrets(settings).items():
+    for key, name in pod.secrets(settings, aggregator=settings.aggregator).items():
         keys.setdefault(name, []).append(pod.secret_key(settings, key))
     for name, found in keys.items():
         lines = " and ".join(f"{key}=..." for key in found)
