@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import shlex
 import time
 from collections.abc import Callable, Mapping
@@ -16,9 +15,10 @@ from typing import Any
 
 from fractal_k8s import notify
 from fractal_k8s.aggregate.once import do_once
-from fractal_k8s.errors import StoreError
+from fractal_k8s.errors import CorruptError, StoreError
 from fractal_k8s.results.files import LocalFiles
-from fractal_k8s.results.store import MANIFEST_FILE, SUMMARY_FILE, SweepStore
+from fractal_k8s.results.published import published_files
+from fractal_k8s.results.store import MANIFEST_FILE, SweepStore
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.tracking import summary as tracked
 from fractal_k8s.tracking.modes import Wish
@@ -61,7 +61,7 @@ def publish(
             _tell(folder, "end", value, end_text(folder, stored.summary), say)
         if wish is not None:
             _track(folder, plan, wish, stored, say, patience or Patience())
-    except StoreError as error:
+    except (StoreError, CorruptError) as error:
         say(f"the sweep's summary could not be announced: {error}")
 
 
@@ -116,25 +116,20 @@ def _tell(folder: SweepStore, kind: str, value: str, text: str, say: Say) -> Non
 
 @dataclass(frozen=True)
 class _Stored:
-    """A summary as it lies in the store."""
+    """What is known of a summary before its files are read."""
 
     summary: dict[str, Any]
-    # names of its files
-    names: tuple[str, ...]
     # sha256 of its manifest: the same for the same bytes in every file
     digest: str
 
 
 def _read(folder: SweepStore) -> _Stored | None:
-    """The last summary; None if there is none, or a damaged one, which the next pass replaces."""
+    """The last summary; None if there is none."""
     manifest = folder.files.get(folder.key("summary", MANIFEST_FILE))
-    analysis = folder.files.get(folder.key("summary", SUMMARY_FILE))
-    try:
-        names = (*json.loads(manifest or b"")["files"], MANIFEST_FILE)
-        summary = json.loads(analysis or b"")
-    except (ValueError, KeyError, TypeError):
+    summary = folder.read_summary()
+    if manifest is None or summary is None:
         return None
-    return _Stored(summary, names, hashlib.sha256(manifest or b"").hexdigest())
+    return _Stored(summary, hashlib.sha256(manifest).hexdigest())
 
 
 def _track(
@@ -147,11 +142,8 @@ def _track(
 ) -> None:
     def log() -> bool:
         began = time.monotonic()
-        files = {
-            name: data
-            for name in stored.names
-            if (data := folder.files.get(folder.key("summary", name))) is not None
-        }
+        found = published_files(folder)
+        files = {} if found is None else found.files
         config, kept = plan.sweep.to_dict(), _Kept(folder, stored.digest[:12])
         logged = tracked.log_summary(
             wish, plan.sweep.id, config, stored.summary, files, keep=kept.run is None
