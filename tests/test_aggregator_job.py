@@ -108,6 +108,23 @@ def test_it_reads_secrets_by_name_and_mounts_the_store_alone() -> None:
 
 
 @pytest.mark.parametrize(
+    ("mode", "workers", "own"),
+    [("off", False, False), ("summary", False, True), ("shard", True, True), ("point", True, True)],
+)
+def test_who_gets_the_key_of_w_and_b(mode: str, workers: bool, own: bool) -> None:
+    tracked = {"wandb_project": "maps", "wandb_secret": "wandb", "wandb_mode": mode}
+    values = {**tracked, "wandb_force": True}
+    manifest = rendered(**values)
+    assert manifest.aggregator is not None
+    for body, expected in ((manifest.job, workers), (manifest.aggregator, own)):
+        names = {entry["name"] for entry in container_of(body)["env"]}
+        assert ("WANDB_API_KEY" in names) is expected
+    assert ("FRACTAL_K8S_WANDB_PROJECT" in names) is own
+    alone = rendered(**values, aggregator=False)
+    assert ("WANDB_API_KEY" in alone.text) is workers
+
+
+@pytest.mark.parametrize(
     ("length", "suffix"), [(20, "-aggregate"), (53, "-aggregate"), (54, "-agg"), (61, "-a")]
 )
 def test_its_name_fits_a_label(length: int, suffix: str) -> None:
@@ -187,6 +204,12 @@ def test_whether_its_jobs_have_ended(still: Place) -> None:
     over, failed = ended_jobs(cluster, sweep_id)
     assert over
     assert "4 of" in failed[sweep_id]
+    # before any index has: a wrong sweep or damaged weights end all of it
+    fatal = {**ended, "reason": "PodFailurePolicy", "message": "exit code 65 at index 3"}
+    still.set_status(sweep_id, conditions=[fatal], failedIndexes="")
+    assert ended_jobs(cluster, sweep_id)[1] == {
+        sweep_id: f"the Job {sweep_id} has failed: exit code 65 at index 3"
+    }
     still.run("delete", sweep_id)
     assert ended_jobs(cluster, sweep_id) == (True, {})
 

@@ -26,17 +26,18 @@ from fractal_k8s.sweep.deal import Deal
 from fractal_k8s.tracking import VARIABLE, child, summary
 from fractal_k8s.tracking.modes import MODE, PROJECT
 from standin.experiments import Experiments, serving
-from test_aggregate import ALL, SWEEP, folder, put
+from test_aggregate import ALL, PLAN, SWEEP, folder, put
 from test_results import outcome_of
+from test_s3 import bucket, server
 
-__all__ = ["folder"]  # a fixture
+__all__ = ["bucket", "folder", "server"]  # fixtures
 
 KEY = "a1" * 20
 OTHER = "very-secret-" + "s3" * 14
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Experiments]:
+def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Experiments]:
     """A server that lets in who has the key, and an environment that tracks summaries there."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with serving() as experiments:
@@ -67,10 +68,10 @@ def stored(folder: SweepStore, name: str) -> bytes:
     return Path(folder.files.uri, SWEEP.id, "summary", name).read_bytes()
 
 
-def test_passes_go_on_with_one_run(server: Experiments, folder: SweepStore, run: Run) -> None:
+def test_passes_go_on_with_one_run(online: Experiments, folder: SweepStore, run: Run) -> None:
     put(folder, range(30))
     assert passed(run, folder, code=1) == ""
-    (tracked,) = server.runs.values()
+    (tracked,) = online.runs.values()
     assert (tracked.name, tracked.place["project"]) == (SWEEP.id, "maps")
     assert tracked.sent[0]["groupName"] == tracked.sent[0]["displayName"] == SWEEP.id
     assert tracked.sent[0]["tags"] == ["summary"]
@@ -82,43 +83,43 @@ def test_passes_go_on_with_one_run(server: Experiments, folder: SweepStore, run:
         "report",
     ]
     table = stored(folder, "grid.parquet")
-    assert [version.files["grid.parquet"] for version in server.versions] == [table]
+    assert [version.files["grid.parquet"] for version in online.versions] == [table]
     assert stored(folder, "report.html") in tracked.files.values()
 
     put(folder, ALL, "rest")
     tracked.summary["dimension"] = 1.5  # as if there had been one
     assert passed(run, folder) == ""
-    assert [*server.runs] == [SWEEP.id]
+    assert [*online.runs] == [SWEEP.id]
     assert [row["_step"] for row in tracked.rows] == [0, 1]
     assert (tracked.summary["complete"], tracked.summary["points/missing"]) == (True, 0)
     assert tracked.summary.get("dimension") is None
     assert stored(folder, "map.png") in tracked.files.values()
-    assert [version.is_committed for version in server.versions] == [True, True]
-    assert server.versions[1].files["grid.parquet"] == stored(folder, "grid.parquet") != table
+    assert [version.is_committed for version in online.versions] == [True, True]
+    assert online.versions[1].files["grid.parquet"] == stored(folder, "grid.parquet") != table
     assert tracked.is_ended
 
-    before = len(server.asked)
+    before = len(online.asked)
     for more in ((), ("--all",)):
         assert passed(run, folder, *more) == ""
-    assert len(server.asked) == before
+    assert len(online.asked) == before
     assert kept(folder) == []
-    sent = b"".join(server.received)
+    sent = b"".join(online.received)
     for private in (KEY, OTHER, folder.files.uri, f'"{os.uname().nodename}"', sys.executable):
         assert private.encode() not in sent, private
 
 
 def test_an_equal_table_is_not_sent_again(
-    server: Experiments, folder: SweepStore, run: Run
+    online: Experiments, folder: SweepStore, run: Run
 ) -> None:
     put(folder, ALL)
     passed(run, folder)
     folder.put_note("remark", {"text": "other numbers, the same table"})
-    server.asked.clear()
+    online.asked.clear()
     passed(run, folder)
-    assert [row["_step"] for row in server.runs[SWEEP.id].rows] == [0, 1]
-    assert "wandb-summary.json" in server.uploads()
-    assert "grid.parquet" not in server.uploads()
-    assert len(server.versions) == 1
+    assert [row["_step"] for row in online.runs[SWEEP.id].rows] == [0, 1]
+    assert "wandb-summary.json" in online.uploads()
+    assert "grid.parquet" not in online.uploads()
+    assert len(online.versions) == 1
 
 
 TROUBLE = {
@@ -132,7 +133,7 @@ TROUBLE = {
 }
 
 
-def trouble(kind: str, server: Experiments, monkeypatch: pytest.MonkeyPatch) -> None:
+def trouble(kind: str, online: Experiments, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "2")
     if kind == "away":
         monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
@@ -141,18 +142,18 @@ def trouble(kind: str, server: Experiments, monkeypatch: pytest.MonkeyPatch) -> 
     elif kind == "no key":
         monkeypatch.delenv("WANDB_API_KEY")
     elif kind == "errors":
-        server.status = 500
+        online.status = 500
     elif kind == "mute":
-        server.delay = 7.0
+        online.delay = 7.0
     else:
         monkeypatch.setenv(VARIABLE, "30")
         monkeypatch.setattr(summary, "_ONLINE_SECONDS", 4)
-        server.delay, server.slow = 5.0, "/storage" if "uploads" in kind else "/graphql"
+        online.delay, online.slow = 5.0, "/storage" if "uploads" in kind else "/graphql"
 
 
 @pytest.mark.parametrize("kind", [*TROUBLE])
 def test_a_server_in_trouble_costs_a_sentence_and_no_result(
-    kind: str, server: Experiments, folder: SweepStore, run: Run, monkeypatch: pytest.MonkeyPatch
+    kind: str, online: Experiments, folder: SweepStore, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processes = []
 
@@ -163,7 +164,7 @@ def test_a_server_in_trouble_costs_a_sentence_and_no_result(
     monkeypatch.setattr(summary, "start", start)
     put(folder, range(30))
     with monkeypatch.context() as troubled:
-        trouble(kind, server, troubled)
+        trouble(kind, online, troubled)
         began = time.monotonic()
         (told,) = passed(run, folder, code=1).splitlines()
         assert time.monotonic() - began < 60
@@ -172,29 +173,59 @@ def test_a_server_in_trouble_costs_a_sentence_and_no_result(
     for process in processes:  # with what it has started
         with pytest.raises(ProcessLookupError):
             os.killpg(process.pid, 0)
-    server.delay, server.status = 0.0, 200
-    server.runs.clear()
-    server.versions.clear()
+    online.delay, online.status = 0.0, 200
+    online.runs.clear()
+    online.versions.clear()
 
-    hint = shlex.split(told.partition("or upload it with: ")[2])
-    assert hint[:2] == ["wandb", "sync"]
+    hint = hint_in(told)
     assert [str(path) for path in kept(folder)] == hint[2:]
-    done = subprocess.run(
-        [sys.executable, "-m", *hint], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    synced = server.runs[SWEEP.id].files
+    sync(hint)
+    synced = online.runs[SWEEP.id].files
     assert synced["grid.parquet"] == stored(folder, "grid.parquet")
     for name in ("map.png", "measure.png", "report.html"):
         assert stored(folder, name) in synced.values(), name
-    assert server.runs[SWEEP.id].summary["points/missing"] == 12
+    assert online.runs[SWEEP.id].summary["points/missing"] == 12
+
+
+def hint_in(told: str) -> list[str]:
+    return shlex.split(told.partition("or upload it with: ")[2])
+
+
+def sync(typed: list[str]) -> None:
+    assert typed[:2] == ["wandb", "sync"]
+    done = subprocess.run(
+        [sys.executable, "-m", *typed], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_a_bucket_keeps_is_fetched_and_sent(
+    online: Experiments, bucket: str, run: Run, tmp_path: Path
+) -> None:
+    folder = Store(bucket).sweep(SWEEP.id)
+    folder.write_plan(PLAN)
+    put(folder, ALL)
+    online.status = 403
+    (told,) = passed(run, folder).splitlines()
+    assert passed(run, folder).count("a later pass tries again") == 1
+    online.status = 200
+    hint = " ".join(hint_in(told)).replace("DIR", str(tmp_path / "copy"))
+    fetch, both, upload = hint.partition(" && ")
+    assert both
+    run(*fetch.split()[1:])
+    sync(upload.split())
+    assert online.runs[SWEEP.id].summary["complete"] is True
+    assert "grid.parquet" in online.runs[SWEEP.id].files
+    assert passed(run, folder) == ""
+    assert folder.files.entries(folder.key("wandb")) == []
+    assert folder.files.entries(folder.key("aggregate", "doing")) == []
 
 
 def test_a_later_pass_sends_what_could_not_be_sent(
-    server: Experiments, folder: SweepStore, run: Run
+    online: Experiments, folder: SweepStore, run: Run
 ) -> None:
     put(folder, range(30))
-    server.status = 403
+    online.status = 403
     assert "a later pass tries again" in passed(run, folder, code=1)
     first = kept(folder)
     assert len(first) == 1
@@ -204,14 +235,14 @@ def test_a_later_pass_sends_what_could_not_be_sent(
     passed(run, folder, "--all")
     assert len(kept(folder)) == 1  # the last summary tells all
     assert kept(folder) != first
-    server.status = 200
+    online.status = 200
     assert passed(run, folder, "--all") == ""
-    assert server.runs[SWEEP.id].summary["complete"] is True
+    assert online.runs[SWEEP.id].summary["complete"] is True
     assert kept(folder) == []
 
 
 def test_a_pass_over_all_does_not_wait_for_each(
-    server: Experiments, folder: SweepStore, run: Run, monkeypatch: pytest.MonkeyPatch
+    online: Experiments, folder: SweepStore, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(every, "_TRACKING_S", 0.1)
     put(folder, ALL)
@@ -221,20 +252,20 @@ def test_a_pass_over_all_does_not_wait_for_each(
     made = outcome_of(other, 0, [4.0, 2.0])
     table = schema.to_table(other, [made], [datetime.now(UTC)], Environment(numerics_class="t"))
     another.files.put(another.outcome_key("a", "1"), schema.to_bytes(table))
-    server.status = 403
+    online.status = 403
     said = passed(run, folder, "--all")
     assert said.count("not tracked") == 1
-    server.status = 200
+    online.status = 200
     assert passed(run, folder, "--all") == ""
-    assert {*server.runs} == {SWEEP.id, other.id}
+    assert {*online.runs} == {SWEEP.id, other.id}
 
 
 def test_offline_is_a_choice(
-    server: Experiments, folder: SweepStore, run: Run, monkeypatch: pytest.MonkeyPatch
+    online: Experiments, folder: SweepStore, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     put(folder, ALL)
     for _ in range(2):
         assert passed(run, folder) == ""
         assert len(kept(folder)) == 1
-    assert server.asked == []
+    assert online.asked == []
