@@ -123,6 +123,7 @@ def require_wandb() -> None:
 
 def open_wandb(tracked: Tracked, say: Say) -> Tracker:
     """A W&B run, online if its server answers within seconds, else offline."""
+    _prepare(tracked.folder)
     mode = os.environ.get("WANDB_MODE", "online")
     if mode == "online":
         try:
@@ -146,11 +147,16 @@ def open_run(tracked: Tracked, mode: str, say: Say) -> Tracker:
     Raises:
         Exception: whatever W&B's client raises where it cannot begin.
     """
-    os.environ.setdefault("WANDB_DATA_DIR", str(tracked.folder / "wandb" / "data"))
-    os.environ.setdefault("WANDB_CACHE_DIR", str(tracked.folder / "wandb" / "cache"))
-    os.environ.setdefault("WANDB_SILENT", "true")
-    tracked.folder.mkdir(parents=True, exist_ok=True)
+    _prepare(tracked.folder)
     return _WandbTracker(_init(tracked, mode), say, stays=tracked.stays)
+
+
+def _prepare(folder: Path) -> None:
+    """What W&B's client finds when it is first used."""
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb" / "data"))
+    os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "wandb" / "cache"))
+    os.environ.setdefault("WANDB_SILENT", "true")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def why_unusable(seconds: float) -> str | None:
