@@ -119,6 +119,21 @@ def test_what_could_not_be_told_is_told_later(
     assert len(chat.texts) == 1
 
 
+def test_old_sweeps_are_not_told_of_where_a_webhook_is_new(
+    folder: SweepStore, chat: Chat, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(folder, ALL)
+    typed = ("aggregate", "--all", "--store", folder.files.uri)
+    with monkeypatch.context() as before:
+        before.delenv(notify.VARIABLE)
+        run(*typed)
+    a_week_ago = time.time() - 7 * 86_400
+    for path in Path(folder.files.uri, SWEEP.id, "summary").iterdir():
+        os.utime(path, (a_week_ago, a_week_ago))
+    run(*typed)
+    assert chat.texts == []
+
+
 # --- once ---
 
 TELL = """

@@ -187,6 +187,16 @@ def test_a_server_in_trouble_costs_a_sentence_and_no_result(
     assert online.runs[SWEEP.id].summary["points/missing"] == 12
 
 
+def test_a_client_that_dies_is_one_that_fails(
+    online: Experiments, folder: SweepStore, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summary, "start", lambda module, *more: child.start("no_module", *more))
+    put(folder, ALL)
+    told = passed(run, folder)
+    assert "not tracked: its client has ended too early; a later pass tries again" in told
+    assert kept(folder) == []
+
+
 def hint_in(told: str) -> list[str]:
     return shlex.split(told.partition("or upload it with: ")[2])
 

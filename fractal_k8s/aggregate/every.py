@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,12 +11,15 @@ from fractal_k8s.aggregate.announce import Patience, announce_failed, publish
 from fractal_k8s.aggregate.record import read_record
 from fractal_k8s.aggregate.until import JobsState, make_summary
 from fractal_k8s.errors import EXIT_CORRUPT, FractalError, StoreError
-from fractal_k8s.results.store import Store
+from fractal_k8s.results.store import Store, SweepStore
 
 Say = Callable[[str], None]
 
 # of a pass, on summaries that W&B does not take: the other sweeps' come with a later pass
 _TRACKING_S: Final = 300.0
+# A summary that is older is left alone: who first names a webhook or W&B is not told of all that
+# the store holds, and what cannot be told is not tried for ever.
+_FRESH_S: Final = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,11 @@ def _visit(
     if not folder.outcome_entries():
         return Visit(sweep_id, "nothing stored")
     done = make_summary(folder, plan, allow_mixed=allow_mixed, anew=False)
-    # also where nothing has changed: indexes fail after the last outcome, and servers come back.
     # Without a failed index Jobs may be gone because the sweep is trained elsewhere.
     has_ended = bool(failed) and state is not None and state.is_over
-    publish(folder, plan, say, has_ended=has_ended, patience=patience)
+    # also where nothing has changed: indexes fail after the last outcome, and servers come back
+    if done is not None or has_ended or _is_fresh(folder):
+        publish(folder, plan, say, has_ended=has_ended, patience=patience)
     if done is None:
         return Visit(sweep_id, "unchanged")
     problems = tuple(done.summary["problems"])
@@ -98,6 +103,12 @@ def _visit(
         problems,
         EXIT_CORRUPT if problems else 0,
     )
+
+
+def _is_fresh(folder: SweepStore) -> bool:
+    entries = folder.files.entries(folder.key("summary"))
+    written = max((entry.modified_ns for entry in entries), default=0) / 1e9
+    return time.time() - written < _FRESH_S
 
 
 def _jobs_state(
