@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def is_there(number: int) -> bool:
     for place in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has just ended
             arguments = place.read_bytes().decode().split("\0")
-            if place.parent.name == own[1] or own in zip(arguments, arguments[1:], strict=False):
+            if place.parent.name == own[1] or own in pairwise(arguments):
                 return True
     return False
 
