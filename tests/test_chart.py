@@ -19,7 +19,7 @@ import record
 from conftest import mlp_sweep
 from fractal_k8s.data.docvqa import hub_set
 from fractal_k8s.errors import SweepError
-from fractal_k8s.manifest import labels, pod
+from fractal_k8s.manifest import aggregator, labels, pod
 from fractal_k8s.manifest.rbac import GROUP
 from fractal_k8s.manifest.settings import JobSettings, make_settings
 from fractal_k8s.manifest.site import parse_site
@@ -179,7 +179,7 @@ def test_only_the_store_must_be_given(helm: Helm) -> None:
         ("dataset.source=conversations:train.jsonl", "dataset.source: must be"),
         ("dataset.source=conversations:/source/t.jsonl", "name it with fill.sourceClaim"),
         ("model.path=/models/d20", "path"),
-        ("dataset.path=train.jsonl", "path"),
+        ("dataset.path=conversations:/elsewhere/train.jsonl", "path"),
         ("podLabels.team=a b", "podLabels"),
         ("fill.nodeSelector.pool=a/b", "nodeSelector"),
         ("settings.tolerations[0].value=gpu", "operator"),
@@ -531,6 +531,16 @@ def test_the_aggregator_runs_once_at_a_time_and_not_for_ever(helm: Helm) -> None
     (container,) = job["template"]["spec"]["containers"]
     assert container["args"] == ["aggregate", "--all", "--store", "/store/runs", "--in-cluster"]
     assert {"name": "store", "mountPath": "/store", "readOnly": False} in container["volumeMounts"]
+
+
+def test_the_aggregator_makes_the_map_that_a_launch_s_own_makes(helm: Helm) -> None:
+    """Or the two would take turns with different maps of the same outcomes."""
+    for mixed in ("true", "false"):
+        items = helm.objects(*STORE, "--set", f"settings.allow_mixed={mixed}")
+        launched = aggregator.arguments(Plan(mlp_sweep(), Deal()), settings_of(items))
+        (container,) = pod_specs(items)["aggregator"]["containers"]
+        asked = {*container["args"]} - {"--all"}
+        assert asked == {*launched} - {"--until-complete", mlp_sweep().id}
 
 
 # --- names ---
