@@ -47,7 +47,17 @@ AT_ONCE: Final = 8
 
 _SENDERS: Final = ("launch", "resume", "zoom")
 _CHECKERS: Final = ("doctor", *_SENDERS)
-_FINDERS: Final = ("aggregate", "cache", "cancel", "delete", "list", "logs", "pause", "scale", "status")
+_FINDERS: Final = (
+    "aggregate",
+    "cache",
+    "cancel",
+    "delete",
+    "list",
+    "logs",
+    "pause",
+    "scale",
+    "status",
+)
 
 
 @dataclass(frozen=True)
