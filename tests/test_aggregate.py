@@ -14,15 +14,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from conftest import Run, mlp_sweep
-from fractal_k8s.aggregate import Aggregation, aggregate
+from fractal_k8s.aggregate import Aggregation
 from fractal_k8s.aggregate.every import aggregate_all
+from fractal_k8s.aggregate.passes import Passes
 from fractal_k8s.aggregate.until import JobsState, Watch, aggregate_until
 from fractal_k8s.errors import ClusterError, IncompleteError
 from fractal_k8s.results import schema
@@ -83,8 +83,8 @@ def summary_of(folder: SweepStore) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(place.iterdir())}
 
 
-def passed(folder: SweepStore, **options: Any) -> Aggregation:
-    return aggregate(folder, PLAN, keep=True, **options)
+def passed(folder: SweepStore) -> Aggregation:
+    return Passes(folder, PLAN, allow_mixed=False).whole()
 
 
 def rows_folder(folder: SweepStore) -> Path:
@@ -243,14 +243,14 @@ def test_rows_of_the_same_time_are_chosen_by_content(tmp_path: Path) -> None:
 # one pass after another in a process, to be killed
 _PASSES = """
 import sys
-from fractal_k8s.aggregate import aggregate
+from fractal_k8s.aggregate.passes import Passes
 from fractal_k8s.results.store import Store
 folder, plan = Store(sys.argv[1]).plan(sys.argv[2])
 print("ready", flush=True)
 for number in range(int(sys.argv[3])):
     if number % 2:
         folder.files.remove(folder.key("aggregate", "rows"))
-    aggregate(folder, plan, keep=True)
+    Passes(folder, plan, allow_mixed=False).whole()
 """
 
 
@@ -498,7 +498,7 @@ def test_a_listing_that_was_made_is_not_made_again(folder: SweepStore) -> None:
     put(folder, ALL)
     entries: list[Entry] = folder.outcome_entries()
     put(folder, [0], "later")
-    assert aggregate(folder, PLAN, entries=entries).objects == 1
+    assert collect(folder, SWEEP, entries=entries).objects == 1
 
 
 # --- W&B ---

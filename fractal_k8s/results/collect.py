@@ -54,6 +54,8 @@ class Collected(Outcomes):
     entries: list[Entry] = field(default_factory=list)
     # how many of them were read now; the others were known
     num_read: int = 0
+    # the sound ones and how many rows each has, in the order of the table
+    parts: list[tuple[Entry, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def collect(
         problems=[problems[entry.key] for entry in listed if entry.key in problems],
         entries=listed,
         num_read=len(fresh),
+        parts=[one for part in parts for one in zip(part.entries, part.lengths, strict=True)],
     )
 
 
