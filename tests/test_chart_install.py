@@ -232,6 +232,8 @@ def test_another_release_takes_kept_claims_by_name(
     each_helm.on_cluster("install", "other", CHART, "-f", values, *reuse)
     text = standin.objects.get("configmaps", NAMESPACE, labels.SITE)["data"][labels.SITE_KEY]
     assert yaml.safe_load(text)["model_claim"] == "fractal-model"
+    each_helm.on_cluster("uninstall", "other")
+    install(each_helm, standin, values)  # they are still the first release's
 
 
 def test_what_is_filled_may_change_with_an_upgrade(
