@@ -9,6 +9,7 @@ from fractal_k8s import notify
 from fractal_k8s.aggregate.one_pass import Aggregation
 from fractal_k8s.aggregate.record import read_record, update_record
 from fractal_k8s.errors import StoreError
+from fractal_k8s.results import holes as named
 from fractal_k8s.results.published import published_files
 from fractal_k8s.results.store import SweepStore
 from fractal_k8s.sweep.assignment import Plan
@@ -59,7 +60,7 @@ def end_text(folder: SweepStore, done: Aggregation) -> str:
     """The end of a sweep in a few lines."""
     summary = done.summary
     head = "complete" if summary["complete"] else holes(summary)
-    lines = [f"{folder.sweep_id}: {head}"]
+    lines = [f"{folder.sweep_id}: {head}", *named.lines(summary["holes"])]
     if summary["trainable_fraction"] is not None:
         lines.append(f"trainable {summary['trainable_fraction']:.1%} of the points with a verdict")
     if summary.get("dimension") is not None:

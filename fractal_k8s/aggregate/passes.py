@@ -25,7 +25,6 @@ from fractal_k8s.aggregate.record import (
 )
 from fractal_k8s.results.collect import Collected, collect
 from fractal_k8s.results.files import Entry
-from fractal_k8s.results.lineage import read_families
 from fractal_k8s.results.store import SweepStore
 from fractal_k8s.results.tally import Tally, TallyReader
 from fractal_k8s.sweep.assignment import Plan
@@ -90,9 +89,7 @@ class Passes:
         return self._aggregate(entries, inputs)
 
     def _inputs(self, entries: list[Entry]) -> Inputs:
-        is_map = not self.plan.sweep.is_scattered
-        families = read_families(self.folder.files) if is_map else {}
-        return inputs_of(self.folder, self.plan, entries, families, self.allow_mixed)
+        return inputs_of(self.folder, self.plan, entries, self.allow_mixed)
 
     def _aggregate(self, entries: list[Entry], inputs: Inputs) -> Aggregation:
         from fractal_k8s.aggregate.one_pass import aggregate
