@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fractal_k8s.aggregate.announce import announce_failed, publish
-from fractal_k8s.aggregate.passes import Look, Passes
+from fractal_k8s.aggregate.passes import Look, Passes, accepts_mixed
 from fractal_k8s.aggregate.until import JobsState
 from fractal_k8s.errors import EXIT_CORRUPT, FractalError, StoreError
 from fractal_k8s.results.store import Store
@@ -74,6 +74,8 @@ def _visit(
         return None
     if not folder.outcome_entries():
         return Visit(sweep_id, "nothing stored")
+    # a launch that accepts them tells its own aggregator only
+    allow_mixed = allow_mixed or accepts_mixed(folder)
     made = Passes(folder, plan, allow_mixed=allow_mixed).next()
     if made is None:
         return Visit(sweep_id, "unchanged")
