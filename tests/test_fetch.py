@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from conftest import Run, mlp_sweep
-from fractal_k8s.aggregate import aggregate
+from fractal_k8s.aggregate.passes import Passes
 from fractal_k8s.errors import StoreError
 from fractal_k8s.results.copy import copy_sweep
 from fractal_k8s.results.files import LocalFiles
@@ -26,7 +26,7 @@ def stored(folder: SweepStore) -> SweepStore:
     for shard in range(6):
         put(folder, range(shard, 42, 6), f"s{shard}")
     folder.files.put(folder.log_key("s0", "1"), b'{"time": "2026"}\n')
-    aggregate(folder, PLAN, keep=True)
+    Passes(folder, PLAN, allow_mixed=False).whole()
     return folder
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from fractal_k8s import notify
 from fractal_k8s.aggregate.once import do_once
 from fractal_k8s.errors import CorruptError, StoreError
+from fractal_k8s.results import holes as named
 from fractal_k8s.results.files import LocalFiles
 from fractal_k8s.results.published import published_files
 from fractal_k8s.results.store import MANIFEST_FILE, SweepStore
@@ -81,7 +82,7 @@ def announce_failed(folder: SweepStore, failed: Mapping[str, str], say: Say) -> 
 def end_text(folder: SweepStore, summary: Mapping[str, Any]) -> str:
     """The end of a sweep in a few lines."""
     head = "complete" if summary["complete"] else holes(summary)
-    lines = [f"{folder.sweep_id}: {head}"]
+    lines = [f"{folder.sweep_id}: {head}", *named.lines(summary["holes"])]
     if summary["trainable_fraction"] is not None:
         lines.append(f"trainable {summary['trainable_fraction']:.1%} of the points with a verdict")
     if summary.get("dimension") is not None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fractal_k8s.aggregate.announce import Patience, announce_failed, publish
+from fractal_k8s.aggregate.passes import Look, Passes, accepts_mixed
 from fractal_k8s.aggregate.record import read_record
-from fractal_k8s.aggregate.until import JobsState, make_summary
+from fractal_k8s.aggregate.until import JobsState
 from fractal_k8s.errors import EXIT_CORRUPT, FractalError, StoreError
 from fractal_k8s.results.store import Store, SweepStore
 
@@ -27,7 +28,7 @@ class Visit:
     """What a pass did to one sweep."""
 
     sweep_id: str
-    # unchanged, partial, complete, nothing stored, or problem
+    # unchanged, partial, partial with only the counts made anew, complete, nothing stored, problem
     state: str
     coverage: float | None = None
     problems: tuple[str, ...] = ()
@@ -87,22 +88,24 @@ def _visit(
     announce_failed(folder, failed, say)
     if not folder.outcome_entries():
         return Visit(sweep_id, "nothing stored")
-    done = make_summary(folder, plan, allow_mixed=allow_mixed, anew=False)
+    # a launch that accepts them tells its own aggregator only
+    allow_mixed = allow_mixed or accepts_mixed(folder)
+    made = Passes(folder, plan, allow_mixed=allow_mixed).next()
+    if isinstance(made, Look):
+        return _visited(sweep_id, "partial, pictures follow", made.coverage, made.problems)
     # Without a failed index Jobs may be gone because the sweep is trained elsewhere.
     has_ended = bool(failed) and state is not None and state.is_over
     # also where nothing has changed: indexes fail after the last outcome, and servers come back
-    if done is not None or has_ended or _is_fresh(folder):
+    if made is not None or has_ended or _is_fresh(folder):
         publish(folder, plan, say, has_ended=has_ended, patience=patience)
-    if done is None:
+    if made is None:
         return Visit(sweep_id, "unchanged")
-    problems = tuple(done.summary["problems"])
-    return Visit(
-        sweep_id,
-        "complete" if done.summary["complete"] else "partial",
-        done.summary["coverage"],
-        problems,
-        EXIT_CORRUPT if problems else 0,
-    )
+    name = "complete" if made.summary["complete"] else "partial"
+    return _visited(sweep_id, name, made.summary["coverage"], tuple(made.summary["problems"]))
+
+
+def _visited(sweep_id: str, state: str, coverage: float, problems: tuple[str, ...]) -> Visit:
+    return Visit(sweep_id, state, coverage, problems, EXIT_CORRUPT if problems else 0)
 
 
 def _is_fresh(folder: SweepStore) -> bool:

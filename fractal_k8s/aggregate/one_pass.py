@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,8 +16,7 @@ from fractal_k8s.analysis.distance import signed_distance
 from fractal_k8s.analysis.summary import summarise
 from fractal_k8s.errors import EXIT_CORRUPT, IncompleteError
 from fractal_k8s.results import schema
-from fractal_k8s.results.collect import collect
-from fractal_k8s.results.files import Entry
+from fractal_k8s.results.collect import Collected, collect
 from fractal_k8s.results.grid import STATE_NAMES, TRAINABLE, Grid, build_grid
 from fractal_k8s.results.lineage import family
 from fractal_k8s.results.published import publish_files
@@ -69,8 +69,7 @@ def aggregate(
     *,
     allow_mixed: bool = False,
     colours: str = "original",
-    keep: bool = False,
-    entries: list[Entry] | None = None,
+    read: Callable[[], Collected] | None = None,
 ) -> Aggregation:
     """Writes the summary of a sweep: pictures, page, grid, the numbers and, last, the manifest.
 
@@ -84,11 +83,10 @@ def aggregate(
         plan: the sweep and its deal.
         allow_mixed: accept points of different numerics classes as one map.
         colours: one of `report.colours.SCHEMES`.
-        keep: leave what was read for the next pass; see `results.collect`.
-        entries: the outcome objects, if they were listed just now.
+        read: gives the outcomes; by default all of them are read, and nothing is kept.
     """
     began = time.perf_counter()
-    collected = collect(folder, plan.sweep, entries=entries, keep=keep)
+    collected = collect(folder, plan.sweep, keep=False) if read is None else read()
     objects, num_read = collected.objects, collected.num_read
     grid = build_grid(plan.sweep, collected, allow_mixed=allow_mixed)
     reading_seconds = time.perf_counter() - began
