@@ -104,7 +104,8 @@ class _Waiting:
         self.plan: Plan | None = None
         self.done: Aggregation | None = None
         self.pause_s = watch.every_s
-        self._changed_at = self._answered_at = time.monotonic()
+        # when something new came last, or the cluster said that something will
+        self._hoped_at = self._answered_at = time.monotonic()
         self._seen: object = None
         self._asks = watch.jobs is not None
         self._problem: FractalError | None = None
@@ -120,7 +121,7 @@ class _Waiting:
                 self.say(f"the cluster does not say how the Job stands: {error}")
             self._asks = False
             return False
-        self._asks = True
+        self._asks, self._hoped_at = True, time.monotonic()
         if state.failed and self.plan is not None:
             announce_failed(self.store.sweep(self.plan.sweep.id), state.failed, self.say)
         return state.is_over
@@ -148,7 +149,7 @@ class _Waiting:
         folder = self.store.sweep(self.plan.sweep.id)
         seen = folder.outcome_entries()
         if seen != self._seen:
-            self._seen, self._changed_at = seen, time.monotonic()
+            self._seen, self._hoped_at = seen, time.monotonic()
         elif self.done is not None:
             return bool(self.done.summary["complete"])
         done = make_summary(folder, self.plan, allow_mixed=self.allow_mixed)
@@ -167,7 +168,7 @@ class _Waiting:
 
     def is_out_of_patience(self) -> bool:
         """Whether nothing new came for too long, and no cluster says that something will."""
-        silent = time.monotonic() - self._changed_at > self.watch.patience_s
+        silent = time.monotonic() - self._hoped_at > self.watch.patience_s
         if self._problem is not None:
             return time.monotonic() - self._answered_at > self.watch.patience_s
         return silent and not self._asks

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from fractal_k8s.backends.kube.client import CONFIG_MAPS, JOBS, Cluster, Object
+from fractal_k8s.backends.kube.client import CONFIG_MAPS, IN_CLUSTER, JOBS, Cluster, Object
 from fractal_k8s.backends.kube.jobs import SweepJob
 from fractal_k8s.errors import ClusterError, ExistsError, UsageError
 from fractal_k8s.manifest import labels
@@ -112,7 +112,7 @@ def check_same(cluster: Cluster, job: SweepJob, digest: str | None) -> None:
 
 def kubectl(cluster: Cluster) -> str:
     """How `kubectl` is told the same cluster and namespace."""
-    context = "" if cluster.context == "in-cluster" else f" --context {cluster.context}"
+    context = "" if cluster.context == IN_CLUSTER else f" --context {cluster.context}"
     return f"kubectl{context} -n {cluster.namespace}"
 
 
