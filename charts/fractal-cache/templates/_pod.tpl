@@ -16,6 +16,9 @@
 restartPolicy: Never
 automountServiceAccountToken: {{ .token | default false }}
 enableServiceLinks: false
+{{- with .root.Values.priorityClass }}
+priorityClassName: {{ . | quote }}
+{{- end }}
 serviceAccountName: {{ include "fractal-cache.account" . }}
 {{- with .root.Values.image.pullSecret }}
 imagePullSecrets:
@@ -29,6 +32,16 @@ securityContext:
   fsGroupChangePolicy: OnRootMismatch
   seccompProfile:
     type: RuntimeDefault
+{{- end -}}
+
+{{/* Kueue's labels of a Job that uses no GPU. */}}
+{{- define "fractal-cache.queueLabels" -}}
+{{- with .Values.kueue.cpuQueue }}
+kueue.x-k8s.io/queue-name: {{ . | quote }}
+{{- with $.Values.kueue.priorityClass }}
+kueue.x-k8s.io/priority-class: {{ . | quote }}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* Nodes of a pod. Argument: fill or aggregator. */}}
