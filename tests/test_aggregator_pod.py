@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -268,3 +273,35 @@ def test_an_api_that_is_away_for_a_while_ends_nothing(inside: Inside, tmp_path: 
     assert asked == 9
     (trouble,) = [line for line in said if "does not say" in line]
     assert "cluster 'in-cluster' does not answer" in trouble
+
+
+# --- the first process of a container ---
+
+
+@pytest.mark.parametrize("first", [(), ("unshare", "--user", "--pid", "--fork", "--kill-child")])
+def test_a_pod_that_is_asked_to_go_goes_at_once(first: tuple[str, ...], tmp_path: Path) -> None:
+    """For process 1 the kernel drops a SIGTERM that has no handler, and the grace passes unused."""
+    if first and subprocess.run([*first, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not let a process be the first of its own")
+    typed = ("aggregate", "small-0123456789", "--until-complete", "--store", str(tmp_path))
+    program = [sys.executable, "-u", "-c", _SAYS_ITS_NUMBER, *typed]
+    with subprocess.Popen([*first, *program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{1 if first else process.pid}\n"
+        time.sleep(3)  # until it waits for the sweep
+        pid = process.pid
+        if first:  # the process itself, which has another number out here
+            (pid,) = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        os.kill(pid, signal.SIGTERM)
+        try:
+            assert process.wait(10) == 143
+        finally:
+            process.kill()
+
+
+_SAYS_ITS_NUMBER = """
+import os, sys
+from fractal_k8s.__main__ import run
+print(os.getpid())
+run()
+"""
