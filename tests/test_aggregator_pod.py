@@ -133,7 +133,9 @@ def test_a_launch_ends_with_a_map_and_one_message(
         print(log)
     assert end_of(standin, name) == "Complete"
     folder = Store(site).sweep(sweep_id)
-    assert folder.read_summary()["complete"]  # type: ignore[index]
+    summary = folder.read_summary()
+    assert summary is not None
+    assert summary["complete"]
     assert folder.files.get(folder.key("summary", "manifest.json"))
     (text,) = chat.texts
     assert text.startswith(f"{sweep_id}: complete")
@@ -228,6 +230,15 @@ def test_a_token_ends_with_its_pod_and_its_account(inside: Inside) -> None:
         cluster.version()
 
 
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client looks at the file of the token once a minute, and that is over."""
+    now = datetime.now(UTC).replace(tzinfo=None) + timedelta(minutes=2)
+    clock = SimpleNamespace(now=lambda: now)
+    monkeypatch.setattr(
+        incluster_config, "datetime", SimpleNamespace(datetime=clock, timedelta=timedelta)
+    )
+
+
 def test_a_token_that_was_replaced_is_read_again(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,12 +248,13 @@ def test_a_token_that_was_replaced_is_read_again(
     inside.standin.accounts.expire()
     with pytest.raises(ClusterError, match="the token of this pod's account"):
         cluster.version()
+    token = Path(incluster_config.SERVICE_TOKEN_FILENAME)
+    later(monkeypatch)
+    for trouble in (lambda: token.write_text(""), token.unlink):
+        trouble()
+        with pytest.raises(ClusterError, match="does not answer"):
+            cluster.version()
     inside.renew()
-    now = datetime.now(UTC).replace(tzinfo=None) + timedelta(minutes=2)  # looks once a minute
-    clock = SimpleNamespace(now=lambda: now)
-    monkeypatch.setattr(
-        incluster_config, "datetime", SimpleNamespace(datetime=clock, timedelta=timedelta)
-    )
     assert cluster.version()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import mlp_sweep
-from fractal_k8s.aggregate.until import make_summary
+from fractal_k8s.aggregate.passes import Passes
 from fractal_k8s.manifest import labels
 from fractal_k8s.manifest.aggregator import WEBHOOK_KEY
 from fractal_k8s.results import schema
@@ -96,7 +96,7 @@ def test_passes_keep_active_sweeps_up_to_date_and_leave_finished_ones_alone(
     finished = stored(store, "finished", whole)
     plan = finished.read_plan()
     assert plan is not None
-    make_summary(finished, plan, allow_mixed=False)
+    Passes(finished, plan, allow_mixed=False).whole()
     before = written(store, finished.sweep_id)
     plant_secret(standin, "chat", **{WEBHOOK_KEY: chat.url})
     install(helm, standin, values, "--set", "notify.existingSecret=chat")

@@ -330,6 +330,7 @@ class Cluster:
     ) -> BaseHTTPResponse:
         """One request, once."""
         from kubernetes.client.exceptions import ApiException
+        from kubernetes.config.config_exception import ConfigException
 
         try:
             answer: BaseHTTPResponse = self._api.call_api(
@@ -342,6 +343,8 @@ class Cluster:
                 _preload_content=False,
                 _request_timeout=_FOLLOW_TIMEOUT if is_followed else _TIMEOUT,
             )
+        except ConfigException as error:  # of a token that is being replaced
+            raise OSError(str(error)) from None
         except AttributeError as error:
             # the client trips over its own exception where there was no answer to read
             if isinstance(error.__context__, ApiException):
