@@ -16,9 +16,6 @@
 restartPolicy: Never
 automountServiceAccountToken: {{ .token | default false }}
 enableServiceLinks: false
-{{- with .root.Values.priorityClass }}
-priorityClassName: {{ . | quote }}
-{{- end }}
 serviceAccountName: {{ include "fractal-cache.account" . }}
 {{- with .root.Values.image.pullSecret }}
 imagePullSecrets:
@@ -32,6 +29,9 @@ securityContext:
   fsGroupChangePolicy: OnRootMismatch
   seccompProfile:
     type: RuntimeDefault
+{{- with .root.Values.priorityClass }}
+priorityClassName: {{ . | quote }}
+{{- end }}
 {{- end -}}
 
 {{/* Kueue's labels of a Job that uses no GPU. */}}
