@@ -17,8 +17,8 @@ from fractal_k8s.cli.where import Where, cluster_options
 def command(sweep_id: str, where: Where, as_json: bool) -> None:
     """Stop a sweep on a cluster; outcomes stay.
 
-    Its Jobs are deleted, with that which draws the map. Pods write what they have and end within
-    their grace period; aggregate draws the map of it. launch or resume trains the rest later.
+    Its Jobs are deleted, the one that draws the map too. Pods write what they have and end within
+    their grace period; aggregate draws a map of it. launch or resume trains the rest later.
 
     \b
         fractal-k8s cancel docvqa-d20 --context cks-wb3
