@@ -65,6 +65,21 @@ def copy_sweep(folder: SweepStore, plan: Plan, target: Path) -> Copied:
     todo = [entry for entry in listed if not receipt.has(entry)]
     copied.num_skipped += len(listed) - len(todo)
     files.put(folder.key(_PLAN), plan.to_json().encode())
+    try:
+        _copy_objects(folder, plan, files, todo, copied, receipt)
+    finally:  # also of a copy that is stopped, which then goes on
+        receipt.write()
+    return copied
+
+
+def _copy_objects(
+    folder: SweepStore,
+    plan: Plan,
+    files: LocalFiles,
+    todo: list[Entry],
+    copied: Copied,
+    receipt: _Receipt,
+) -> None:
     with ThreadPoolExecutor(max_workers=_READERS) as readers:
         for entry, data in zip(
             todo, readers.map(lambda entry: folder.files.get(entry.key), todo), strict=True
@@ -77,8 +92,6 @@ def copy_sweep(folder: SweepStore, plan: Plan, target: Path) -> Copied:
                 receipt.add(entry)
             else:
                 copied.problems.append(problem)
-    receipt.write()
-    return copied
 
 
 def _check_target(folder: SweepStore, plan: Plan, files: LocalFiles) -> None:
