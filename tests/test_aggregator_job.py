@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from fractal_k8s.manifest.aggregator import WEBHOOK, aggregator_name
 from fractal_k8s.notify import VARIABLE
 from rendering import KINDS, docvqa, rendered, validate
 from standin.deletion import collect_orphans
-from test_dispatch import Place, launched, make_place, wait_for
+from test_dispatch import Place, launched, make_place, train_some, wait_for
 
 
 def aggregator_of(**values: Any) -> dict[str, Any]:
@@ -185,6 +187,23 @@ def test_it_comes_and_goes_with_the_job(still: Place) -> None:
     assert still.names("jobs") == []
     assert launched(still, *WITH) == sweep_id
     assert still.names("jobs") == [sweep_id, f"{sweep_id}-aggregate"]
+
+
+def test_cancel_names_the_command_that_draws_what_is_there(still: Place, run: Run) -> None:
+    """With its Job goes the one that would have drawn it."""
+    sweep_id = launched(still, *WITH)
+    train_some(still, sweep_id, points=10)
+    output = still.run("cancel", sweep_id)
+    (hint,) = re.findall(r"last map +fractal-k8s (.*)", output)
+    assert "246 missing" in run(*shlex.split(hint), code=1).output
+    summary = still.store.sweep(sweep_id).read_summary()
+    assert summary is not None
+    assert summary["counts"]["missing"] == 246
+
+
+def test_cancel_names_no_store_that_only_pods_see(still: Place) -> None:
+    launched(still, "--job", "client_store=")
+    assert "last map" not in still.run("cancel", "small")
 
 
 def test_a_resumed_sweep_has_one_more(still: Place) -> None:
