@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fractal_k8s.aggregate.announce import announce_failed, publish
 from fractal_k8s.aggregate.until import JobsState, make_summary
 from fractal_k8s.errors import EXIT_CORRUPT, FractalError, StoreError
-from fractal_k8s.results.store import Store
+from fractal_k8s.results.lineage import Family, read_families
+from fractal_k8s.results.store import Store, SweepStore
 
 Say = Callable[[str], None]
 
@@ -49,9 +50,10 @@ def aggregate_all(
     Raises:
         StoreError: the store cannot be listed.
     """
+    families = read_families(store.files)
     for sweep_id in store.files.folders():
         try:
-            visit = _visit(store, sweep_id, allow_mixed, say, jobs)
+            visit = _visit(store, sweep_id, families, allow_mixed, say, jobs)
         except FractalError as error:
             code = 75 if type(error) is StoreError else EXIT_CORRUPT
             visit = Visit(sweep_id, "problem", problems=(str(error),), exit_code=code)
@@ -62,6 +64,7 @@ def aggregate_all(
 def _visit(
     store: Store,
     sweep_id: str,
+    families: Family,
     allow_mixed: bool,
     say: Say,
     jobs: Callable[[str], JobsState] | None,
@@ -73,21 +76,25 @@ def _visit(
         return None
     if not folder.outcome_entries():
         return Visit(sweep_id, "nothing stored")
-    done = make_summary(folder, plan, allow_mixed=allow_mixed, anew=False)
+    done = make_summary(folder, plan, allow_mixed=allow_mixed, anew=False, families=families)
     if done is None:
-        return Visit(sweep_id, "unchanged")
+        return _seen_before(folder)
     state = _jobs_state(sweep_id, jobs, say)
     if state is not None and state.failed:
         announce_failed(folder, state.failed, say)
     publish(folder, plan, done, say, has_ended=False)
-    problems = tuple(done.summary["problems"])
-    return Visit(
-        sweep_id,
-        "complete" if done.summary["complete"] else "partial",
-        done.summary["coverage"],
-        problems,
-        EXIT_CORRUPT if problems else 0,
-    )
+    return _visited(sweep_id, "complete" if done.summary["complete"] else "partial", done.summary)
+
+
+def _seen_before(folder: SweepStore) -> Visit:
+    """What was wrong when the last pass drew what is still the same, is wrong now."""
+    return _visited(folder.sweep_id, "unchanged", folder.read_summary() or {})
+
+
+def _visited(sweep_id: str, state: str, summary: Mapping[str, Any]) -> Visit:
+    problems = tuple(summary.get("problems", ()))
+    code = EXIT_CORRUPT if problems else 0
+    return Visit(sweep_id, state, summary.get("coverage"), problems, code)
 
 
 def _jobs_state(

@@ -11,7 +11,8 @@ from fractal_k8s.aggregate.announce import announce_failed, publish
 from fractal_k8s.aggregate.one_pass import Aggregation, aggregate
 from fractal_k8s.aggregate.record import inputs_of, is_unchanged, update_record
 from fractal_k8s.errors import FractalError, IncompleteError, StoreError, UsageError
-from fractal_k8s.results.lineage import read_families
+from fractal_k8s.results.files import unsettled
+from fractal_k8s.results.lineage import Family, read_families
 from fractal_k8s.results.store import Store, SweepStore
 from fractal_k8s.sweep.assignment import Plan
 
@@ -44,15 +45,22 @@ class Watch:
 
 
 def make_summary(
-    folder: SweepStore, plan: Plan, *, allow_mixed: bool, anew: bool = True
+    folder: SweepStore,
+    plan: Plan,
+    *,
+    allow_mixed: bool,
+    anew: bool = True,
+    families: Family | None = None,
 ) -> Aggregation | None:
     """A pass that leaves what it has read for the next one; None if nothing has changed.
 
     Args:
         anew: also where nothing has changed.
+        families: all sweeps of the store, if they were read just now.
     """
     entries = folder.outcome_entries()
-    families = {} if plan.sweep.is_scattered else read_families(folder.files)
+    if families is None:
+        families = {} if plan.sweep.is_scattered else read_families(folder.files)
     inputs = inputs_of(folder, plan, entries, families, allow_mixed)
     if not anew and is_unchanged(folder, inputs):
         return None
@@ -78,7 +86,7 @@ def aggregate_until(
     waiting = _Waiting(store, sweep_id, watch, allow_mixed, say)
     while True:
         over = waiting.is_over()  # asked before the store is read: what comes later is not missed
-        finished = waiting.look()
+        finished = waiting.look(is_last=over)
         if finished and waiting.plan and waiting.done:
             break
         if over or waiting.is_out_of_patience():
@@ -125,11 +133,15 @@ class _Waiting:
             announce_failed(self.store.sweep(self.plan.sweep.id), state.failed, self.say)
         return state.is_over
 
-    def look(self) -> bool:
-        """Looks at the store, draws what is new; True when every point has a verdict."""
+    def look(self, *, is_last: bool) -> bool:
+        """Looks at the store, draws what is new; True when every point has a verdict.
+
+        Args:
+            is_last: nothing more will come: what could have been written unseen is read again.
+        """
         began = time.monotonic()
         try:
-            complete = self._look()
+            complete = self._look(is_last)
         except StoreError as error:
             if self._problem is None:
                 self.say(f"{error}; trying again")
@@ -140,16 +152,17 @@ class _Waiting:
         self.pause_s = max(self.watch.every_s, taken * (1 / _DRAWING_SHARE - 1))
         return complete
 
-    def _look(self) -> bool:
+    def _look(self, is_last: bool) -> bool:
         if self.plan is None:
             self.plan = self._find()
             if self.plan is None:
                 return False
         folder = self.store.sweep(self.plan.sweep.id)
+        now_ns = time.time_ns()
         seen = folder.outcome_entries()
         if seen != self._seen:
             self._seen, self._changed_at = seen, time.monotonic()
-        elif self.done is not None:
+        elif self.done is not None and not (is_last and unsettled(seen, now_ns)):
             return bool(self.done.summary["complete"])
         done = make_summary(folder, self.plan, allow_mixed=self.allow_mixed)
         assert done is not None  # anew

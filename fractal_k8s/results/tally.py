@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from fractal_k8s.errors import CorruptError
 from fractal_k8s.results import schema
-from fractal_k8s.results.files import Entry, LocalFiles
+from fractal_k8s.results.files import Entry, LocalFiles, unsettled
 from fractal_k8s.results.grid import DIVERGED, FAILED, MISSING, count_states, state_codes
 from fractal_k8s.results.hashes import COMPARED, labels_of, result_hashes
 from fractal_k8s.results.store import SweepStore
@@ -35,7 +35,9 @@ from fractal_k8s.results.verdict import probe_ratio
 from fractal_k8s.sweep.definition import Sweep
 
 # raised when what the kept file holds changes its meaning
-_FORMAT: Final = 1
+_FORMAT: Final = 2
+# of what is kept, before it
+_DIGEST_BYTES: Final = hashlib.sha256().digest_size
 _READERS: Final = 32
 _DISK_READERS: Final = 4
 # objects between two looks at the clock
@@ -119,6 +121,8 @@ class TallyReader:
         self._read: dict[Entry, Rows] = {}
         self._damaged: dict[Entry, str] = {}
         self._classes: list[str] = []
+        # read while they could still be written again and look the same
+        self._unsettled: set[Entry] = set()
         self._listed: list[Entry] = []
         self._is_new = False
         self._lock = threading.Lock()  # over what is read while it is changed or copied
@@ -140,8 +144,10 @@ class TallyReader:
             StoreError: the store cannot be listed or read; what was read before that is not lost.
         """
         deadline = None if budget_s is None else time.monotonic() + budget_s
+        now_ns = time.time_ns()
         self._listed = self.folder.outcome_entries()
-        self._forget(set(self._listed))
+        self._forget(set(self._listed) - self._unsettled)
+        self._unsettled = unsettled(self._listed, now_ns)
         fresh = [entry for entry in self._listed if not self._knows(entry)]
         fresh.sort(key=lambda entry: -entry.modified_ns)
         # of a disk more readers give nothing but memory
@@ -197,7 +203,8 @@ class TallyReader:
 
     def _forget(self, listed: set[Entry]) -> None:
         """Drops what was deleted or written again: an entry is its key, size and time."""
-        self._read = {entry: rows for entry, rows in self._read.items() if entry in listed}
+        with self._lock:
+            self._read = {entry: rows for entry, rows in self._read.items() if entry in listed}
         self._damaged = {entry: text for entry, text in self._damaged.items() if entry in listed}
 
     def _load(self, entry: Entry) -> bytes | pa.Table | None:
@@ -217,14 +224,28 @@ class TallyReader:
             data, sweep=self.sweep, source=entry.key, columns=_COLUMNS, use_threads=False
         )
 
+    def _table(self, entry: Entry, found: bytes | pa.Table | None) -> pa.Table | None:
+        """The rows of what was loaded; None if it is gone.
+
+        Raises:
+            CorruptError: it is damaged, also when it is read once more: an object that is written
+                again while it is read looks damaged too.
+        """
+        if found is None or isinstance(found, pa.Table):
+            return found
+        try:
+            return self._parse(found, entry)
+        except CorruptError:
+            again = self.folder.files.get(entry.key)
+            return None if again is None else self._parse(again, entry)
+
     def _take(self, loaded: dict[Entry, bytes | pa.Table | None]) -> None:
         """Remembers what is in some objects. One thread parses them all faster than several."""
         tables: dict[Entry, pa.Table] = {}
         for entry, found in loaded.items():
             try:
-                if found is not None:
-                    is_table = isinstance(found, pa.Table)
-                    tables[entry] = found if is_table else self._parse(found, entry)
+                if (table := self._table(entry, found)) is not None:
+                    tables[entry] = table
             except CorruptError as error:
                 self._damaged[entry] = str(error)
         if tables:
@@ -274,7 +295,8 @@ class TallyReader:
 
     def _packed(self) -> bytes:
         with self._lock:
-            read = dict(self._read)
+            young = self._unsettled
+            read = {entry: rows for entry, rows in self._read.items() if entry not in young}
         entries = [*read]
         head = {
             "identity": self._identity(),
@@ -290,12 +312,17 @@ class TallyReader:
             lengths=np.array([len(rows) for rows in read.values()], np.int64),
             rows=np.concatenate([np.zeros(0, _ROW), *read.values()]),
         )
-        return sink.getvalue()
+        data = sink.getvalue()
+        return hashlib.sha256(data).digest() + data
 
     def _recall(self, path: Path) -> None:
         """Takes over what an earlier process kept; a file that is damaged or foreign is ignored."""
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
+            written = path.read_bytes()
+            digest, data = written[:_DIGEST_BYTES], written[_DIGEST_BYTES:]
+            if hashlib.sha256(data).digest() != digest:
+                return
+            with np.load(io.BytesIO(data), allow_pickle=False) as kept:
                 head = json.loads(kept["head"].tobytes())
                 rows, lengths = kept["rows"], kept["lengths"]
                 columns = (head["keys"], kept["sizes"].tolist(), kept["times"].tolist())
