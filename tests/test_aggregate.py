@@ -61,7 +61,7 @@ def put(
     times = [_BEGAN + timedelta(seconds=one.index + seconds) for one in made]
     table = schema.to_table(SWEEP, made, times, replace(_HERE, node=node))
     key = folder.outcome_key(shard, "1")
-    folder.files.put(key, schema.to_bytes(table))
+    folder.files.put(key, schema.to_bytes(table, key.rpartition("/")[2]))
     return key
 
 
