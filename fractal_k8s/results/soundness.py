@@ -7,7 +7,7 @@ drawn as something that it is not, so its file is refused.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -64,7 +64,7 @@ def check_rows(sweep: Sweep, table: pa.Table, source: str) -> None:
         if name in table.column_names and table.column(name).null_count:
             raise CorruptError(f"{source}: holds a point without {name}")
     if "state" in table.column_names:
-        unknown = sorted(set(_different(table.column("state"))) - _STATES)
+        unknown = sorted(_different(table.column("state")) - _STATES)
         if unknown:
             raise CorruptError(
                 f"{source}: holds the state {unknown[0]!r}, which this release does not know; "
@@ -94,9 +94,9 @@ def _check_losses(table: pa.Table, source: str) -> None:
         raise CorruptError(f"{source}: holds a point without one of its losses")
 
 
-def _different(column: pa.ChunkedArray) -> list[Any]:
-    found: list[Any] = pc.unique(column.cast(pa.string())).to_pylist()
-    return found
+def _different(column: pa.ChunkedArray) -> set[str]:
+    """The different texts of a column of labels."""
+    return {text for chunk in column.chunks for text in pc.unique(chunk).to_pylist()}
 
 
 def _all_within(column: pa.ChunkedArray, most: float) -> bool:
