@@ -118,7 +118,7 @@ def test_each_is_named_and_costs_no_other_point(tmp_path: Path) -> None:
     for number, (change, _) in enumerate(WRONG.values()):
         data = schema.to_bytes(change(sound()))
         folder.files.put(folder.outcome_key(f"wrong{number}", "1"), data)
-    done = aggregate(folder, PLAN, keep=True)
+    done = aggregate(folder, PLAN)
     assert done.exit_code == 65
     assert done.summary["counts"]["missing"] == 2
     named = "\n".join(done.summary["problems"])
@@ -132,7 +132,7 @@ def test_odd_rows_do_not_stop_a_pass(tmp_path: Path) -> None:
     for number, change in enumerate(RIGHT.values()):
         table = change(sound()).replace_schema_metadata(sound().schema.metadata)
         folder.files.put(folder.outcome_key(f"odd{number}", "1"), schema.to_bytes(table))
-    done = aggregate(folder, PLAN, keep=True)
+    done = aggregate(folder, PLAN)
     assert done.summary["counts"]["missing"] == 0
     assert all("results that differ" in problem for problem in done.summary["problems"])
 

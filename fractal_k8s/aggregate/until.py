@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from fractal_k8s.aggregate.announce import announce_failed, publish
-from fractal_k8s.aggregate.one_pass import Aggregation, aggregate
-from fractal_k8s.aggregate.record import inputs_of, is_unchanged, update_record
+from fractal_k8s.aggregate.one_pass import Aggregation
+from fractal_k8s.aggregate.passes import Look, Passes
 from fractal_k8s.errors import FractalError, IncompleteError, StoreError, UsageError
-from fractal_k8s.results.files import unsettled
-from fractal_k8s.results.lineage import Family, read_families
-from fractal_k8s.results.store import Store, SweepStore
+from fractal_k8s.results.store import Store
 from fractal_k8s.sweep.assignment import Plan
 
 Say = Callable[[str], None]
@@ -44,31 +42,6 @@ class Watch:
     jobs: Callable[[], JobsState] | None = None
 
 
-def make_summary(
-    folder: SweepStore,
-    plan: Plan,
-    *,
-    allow_mixed: bool,
-    anew: bool = True,
-    families: Family | None = None,
-) -> Aggregation | None:
-    """A pass that leaves what it has read for the next one; None if nothing has changed.
-
-    Args:
-        anew: also where nothing has changed.
-        families: all sweeps of the store, if they were read just now.
-    """
-    entries = folder.outcome_entries()
-    if families is None:
-        families = {} if plan.sweep.is_scattered else read_families(folder.files)
-    inputs = inputs_of(folder, plan, entries, families, allow_mixed)
-    if not anew and is_unchanged(folder, inputs):
-        return None
-    done = aggregate(folder, plan, allow_mixed=allow_mixed, keep=True, entries=entries)
-    update_record(folder, {"inputs": inputs, "complete": done.summary["complete"]})
-    return done
-
-
 def aggregate_until(
     store: Store, sweep_id: str, watch: Watch, *, allow_mixed: bool, say: Say
 ) -> tuple[Plan, Aggregation]:
@@ -94,7 +67,7 @@ def aggregate_until(
             break
         time.sleep(waiting.pause_s)
     plan, done = waiting.result()
-    publish(store.sweep(plan.sweep.id), plan, done, say, has_ended=True)
+    publish(store.sweep(plan.sweep.id), plan, say, has_ended=True)
     return plan, done
 
 
@@ -110,10 +83,14 @@ class _Waiting:
         self.allow_mixed = allow_mixed
         self.say = say
         self.plan: Plan | None = None
+        self._passes: Passes | None = None
         self.done: Aggregation | None = None
         self.pause_s = watch.every_s
-        self._changed_at = self._answered_at = time.monotonic()
+        # when something new came last, or the cluster said that something will
+        self._hoped_at = self._answered_at = time.monotonic()
         self._seen: object = None
+        # of a map that changes little the counts may be ahead of what was drawn
+        self._is_behind = False
         self._asks = watch.jobs is not None
         self._problem: FractalError | None = None
 
@@ -128,16 +105,16 @@ class _Waiting:
                 self.say(f"the cluster does not say how the Job stands: {error}")
             self._asks = False
             return False
-        self._asks = True
-        if state.failed and self.plan is not None:
-            announce_failed(self.store.sweep(self.plan.sweep.id), state.failed, self.say)
+        self._asks, self._hoped_at = True, time.monotonic()
+        if state.failed:  # a part of an id has no Jobs, so it is whole
+            announce_failed(self.store.sweep(self.sweep_id), state.failed, self.say)
         return state.is_over
 
     def look(self, *, is_last: bool) -> bool:
         """Looks at the store, draws what is new; True when every point has a verdict.
 
         Args:
-            is_last: nothing more will come: what could have been written unseen is read again.
+            is_last: nothing more will come: what may have been written unseen is read again.
         """
         began = time.monotonic()
         try:
@@ -158,15 +135,31 @@ class _Waiting:
             if self.plan is None:
                 return False
         folder = self.store.sweep(self.plan.sweep.id)
-        now_ns = time.time_ns()
+        if self._passes is None:
+            self._passes = Passes(folder, self.plan, allow_mixed=self.allow_mixed)
         seen = folder.outcome_entries()
         if seen != self._seen:
-            self._seen, self._changed_at = seen, time.monotonic()
-        elif self.done is not None and not (is_last and unsettled(seen, now_ns)):
+            self._seen, self._hoped_at = seen, time.monotonic()
+        elif self.done is not None and not self._is_behind and not is_last:
             return bool(self.done.summary["complete"])
-        done = make_summary(folder, self.plan, allow_mixed=self.allow_mixed)
-        assert done is not None  # anew
-        self.done = done
+        if self.done is None:
+            self.done = self._passes.whole()
+            return self._drawn(self.done)
+        made = self._passes.next(may_look=not is_last)
+        if isinstance(made, Look):
+            self._is_behind = True
+            text = f"{made.known:,} of {made.points:,} points, {made.num_read:,} objects read"
+            self.say(f"{text}; the pictures follow")
+            return False
+        if made is not None:
+            self.done = made
+            return self._drawn(made)
+        self._is_behind = False
+        return bool(self.done.summary["complete"])
+
+    def _drawn(self, done: Aggregation) -> bool:
+        """Says what was drawn; True when every point has a verdict."""
+        self._is_behind = False
         known, whole = int(done.grid.known.sum()), done.grid.known.size
         self.say(f"{known:,} of {whole:,} points, {done.num_read:,} objects read")
         return bool(done.summary["complete"])
@@ -180,7 +173,7 @@ class _Waiting:
 
     def is_out_of_patience(self) -> bool:
         """Whether nothing new came for too long, and no cluster says that something will."""
-        silent = time.monotonic() - self._changed_at > self.watch.patience_s
+        silent = time.monotonic() - self._hoped_at > self.watch.patience_s
         if self._problem is not None:
             return time.monotonic() - self._answered_at > self.watch.patience_s
         return silent and not self._asks

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
@@ -35,11 +35,6 @@ _TEMPORARY: Final = ".writing-"
 _FIRST: Final = "first.json"
 # Object stores tell times in whole seconds: who claims within one of them must see the other.
 _SETTLE_S: Final = 2.0
-# Object stores refuse requests of a client whose clock is off by more than this, in ns.
-_MOST_SKEW_NS: Final = 15 * 60 * 1_000_000_000
-_SECOND_NS: Final = 1_000_000_000
-# by how much the clocks of one store's servers may differ
-_SETTLED_NS: Final = 5 * _SECOND_NS
 # The least part of a multipart upload: whatever is smaller goes in one request.
 _ONE_PUT_BYTES: Final = 5 * 1024 * 1024
 
@@ -51,26 +46,6 @@ class Entry:
     key: str
     size: int
     modified_ns: int
-
-
-def unsettled(entries: Collection[Entry], now_ns: int) -> set[Entry]:
-    """Those that may be written again and look the same, where times are told in whole seconds.
-
-    Of what is younger than another the server's own times tell that it is over; of the youngest
-    only this machine's clock, which need not be the server's.
-
-    Args:
-        entries: all that were listed at once.
-        now_ns: this machine's clock before that.
-    """
-    newest = max((entry.modified_ns for entry in entries), default=0)
-    if newest < now_ns - _MOST_SKEW_NS:
-        return set()
-    return {
-        entry
-        for entry in entries
-        if entry.modified_ns % _SECOND_NS == 0 and entry.modified_ns >= newest - _SETTLED_NS
-    }
 
 
 class Files(Protocol):
