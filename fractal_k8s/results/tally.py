@@ -40,8 +40,6 @@ _FORMAT: Final = 3
 _SECOND_NS: Final = 1_000_000_000
 # of what is kept, before it
 _DIGEST_BYTES: Final = hashlib.sha256().digest_size
-# of what is kept, before it
-_DIGEST_BYTES: Final = hashlib.sha256().digest_size
 _READERS: Final = 32
 _DISK_READERS: Final = 4
 # objects between two looks at the clock
