@@ -383,6 +383,18 @@ def test_every_kind_of_wrong_object_is_named(folder: SweepStore, run: Run) -> No
     assert table.filter(pc.equal(table["i"], 1)).to_pylist()[0]["final_loss"] == 49 % 11
 
 
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1]"])
+def test_a_damaged_note_costs_no_map(folder: SweepStore, run: Run, damage: bytes) -> None:
+    put(folder, ALL)
+    folder.files.put(folder.key("notes", "forecast.json"), damage)
+    output = run("aggregate", SWEEP.id, "--store", folder.files.uri, code=65).output
+    assert "notes/forecast.json: a damaged note, left out; delete it" in output
+    summary = folder.read_summary()
+    assert summary is not None
+    assert (summary["complete"], len(summary["problems"])) == (True, 1)
+    assert "a damaged note" in run("status", SWEEP.id, "--store", folder.files.uri).output
+
+
 def test_problems_are_named_again_by_every_pass(folder: SweepStore) -> None:
     put(folder, range(41))
     folder.files.put(folder.outcome_key("noise", "1"), b"noise")

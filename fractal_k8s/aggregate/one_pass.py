@@ -93,7 +93,7 @@ def aggregate(
     grid = build_grid(plan.sweep, collected, allow_mixed=allow_mixed)
     reading_seconds = time.perf_counter() - began
     del collected  # as large as the grid's own table
-    summary = summarise(grid, notes=folder.notes())
+    summary = summarise(grid, notes=folder.notes(grid.problems))
     files = _numbers if plan.sweep.is_scattered else _pictures
     made = files(folder, plan, grid, summary, colours)
     made[SUMMARY_FILE] = _json(summary)
