@@ -20,10 +20,10 @@ from fractal_k8s.checkpoints import filling
 from fractal_k8s.checkpoints.files import find_checkpoint
 from fractal_k8s.checkpoints.mounted import refuse_other_model, staged
 from fractal_k8s.checkpoints.tokenizer import load_tokenizer
-from fractal_k8s.data.conversations import file_digest, read_rows
+from fractal_k8s.data.conversations import read_rows
 from fractal_k8s.data.tokens import load_tokens, tokens_name
 from fractal_k8s.errors import EXIT_CORRUPT, EXIT_SETTINGS, CorruptError, UsageError
-from fractal_k8s.sealed import Seal
+from fractal_k8s.sealed import Seal, file_sha256
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.deal import Deal
 from fractal_k8s.sweep.definition import Sweep
@@ -75,7 +75,7 @@ def test_fill_says_what_it_fetched_and_the_second_time_does_nothing(
     told = json.loads(run("cache", "status", "--root", "cache", "--json").stdout)["caches"]
     assert [shelf["state"] for shelf in told] == ["ready", "ready"]
     assert told[0]["digest"] == find_checkpoint(golden).digest()
-    assert told[1]["digest"] == file_digest(golden / "conversations.jsonl")
+    assert told[1]["digest"] == file_sha256(golden / "conversations.jsonl")
     assert told[0]["source"] == str(golden)
     manifest = json.loads(Path("cache/model/MANIFEST.json").read_text())
     assert {"format", "source", "resolved", "kind", "created", "files", "digest"} == {*manifest}
@@ -179,7 +179,7 @@ def test_a_data_set_of_a_bucket_is_kept(
         run("cache", "fill", "--root", "c", "--dataset", "conversations:s3://data/sets/mine.jsonl")
     finally:
         server.stop()
-    assert file_digest(Path("c/dataset/train.jsonl")) == file_digest(golden / "conversations.jsonl")
+    assert file_sha256(Path("c/dataset/train.jsonl")) == file_sha256(golden / "conversations.jsonl")
 
 
 # --- rows that are kept ---

@@ -22,9 +22,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fractal_k8s import sealed
 from fractal_k8s.checkpoints.tokenizer import load_tokenizer
-from fractal_k8s.data import kept
-from fractal_k8s.data.conversations import file_digest, read_rows, render
+from fractal_k8s.data.conversations import read_rows, render
 from fractal_k8s.data.docvqa import PUBLISHED_ROWS, hub_set
 from fractal_k8s.data.forms import forms
 from fractal_k8s.data.hub import translated
@@ -41,7 +41,9 @@ from fractal_k8s.data.prepare import (
     conversation,
     prepare,
 )
+from fractal_k8s.data.splits import Origin, written
 from fractal_k8s.errors import CorruptError, RetryError, UsageError
+from fractal_k8s.sealed import file_sha256
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.train.materials import has_dataset, load_materials, read_facts
 from standin.hub import COMMIT, Fault, Hub, Repository, running_hub
@@ -155,6 +157,12 @@ def commands(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return invoke
 
 
+def damage(folder: Path) -> dict[str, str]:
+    seal = sealed.read_seal(folder)
+    assert seal is not None
+    return sealed.damage(folder, seal)
+
+
 def download(reference: str, *options: str) -> list[str]:
     return ["data", "download", reference, *options]
 
@@ -174,7 +182,7 @@ def test_a_copy_is_fetched_once_and_says_what_it_is(
     lines = (folder / "train.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == chats(12)
     manifest = json.loads((folder / "MANIFEST.json").read_text())
-    digest = file_digest(folder / "train.jsonl")
+    digest = file_sha256(folder / "train.jsonl")
     assert manifest["files"]["train.jsonl"] == {
         "size": (folder / "train.jsonl").stat().st_size,
         "sha256": digest,
@@ -183,7 +191,7 @@ def test_a_copy_is_fetched_once_and_says_what_it_is(
     assert json.loads((folder / "READY").read_text()) == expected
     assert manifest["rows"] == {"train": 12, "validation": 3}
     assert sorted(path.name for path in folder.iterdir()) == [
-        *(".lock", "MANIFEST.json", "READY", "train.jsonl", "validation.jsonl"),
+        *(".fill.lock", "MANIFEST.json", "READY", "train.jsonl", "validation.jsonl"),
     ]
     hub.asked.clear()
     [(code, _)] = commands(download("docvqa@v1"), HF_DATASETS_OFFLINE="1")
@@ -206,16 +214,16 @@ def test_what_is_damaged_or_half_there_is_fetched_again_at_its_commit(
     (folder / "train.jsonl").write_bytes(damaged)
     [(code, said)] = commands(ask)
     assert code == 0, said
-    assert "train.jsonl has changed" in said
+    assert "train.jsonl: its sha256 is" in said
     assert (folder / "train.jsonl").read_bytes() == whole
 
     (folder / "train.jsonl").write_bytes(whole[:200])
     (folder / "validation.jsonl").unlink()
     [(code, said)] = commands(ask)
     assert code == 0, said
-    assert f"has 200 bytes, not {len(whole):,}" in said
-    assert "validation.jsonl is missing" in said
-    assert kept.problems(folder) == []
+    assert f"has 200 bytes, was sealed with {len(whole):,}" in said
+    assert "validation.jsonl: No such file" in said
+    assert damage(folder) == {}
 
 
 def test_what_will_not_pass_is_said_once_and_what_may_is_tried_again(
@@ -280,8 +288,8 @@ def test_a_broken_connection_and_a_damaged_download_are_overcome(
     [(code, said)] = commands(download("hf:a/long@main", "--to", str(tmp_path / "second")))
     assert code == 0, said
     assert "fetching all of it again" in said
-    second = file_digest(tmp_path / "second" / "train.jsonl")
-    assert second == file_digest(tmp_path / "cache/dataset/hf--a--long@main/train.jsonl")
+    second = file_sha256(tmp_path / "second" / "train.jsonl")
+    assert second == file_sha256(tmp_path / "cache/dataset/hf--a--long@main/train.jsonl")
 
 
 def test_offline_only_the_right_commit_is_taken_from_the_cache(
@@ -298,7 +306,7 @@ def test_offline_only_the_right_commit_is_taken_from_the_cache(
         HF_DATASETS_OFFLINE="1",
     )
     assert [code for code, _ in found] == [0, 2, 2, 2], found
-    assert kept.problems(tmp_path / "second") == []
+    assert damage(tmp_path / "second") == {}
     assert f"holds commit {COMMIT} only" in found[1][1]
     assert "nobody can say which commit main is" in found[2][1]
     assert "forbids to fetch it" in found[3][1]
@@ -528,9 +536,9 @@ def test_the_bytes_are_the_same_for_1_and_8_workers(
     for workers in (1, 8):
         folder = tmp_path / f"by-{workers}"
         maker = Maker(partial(load_tokenizer, golden / "tokenizer"), Limits(160), workers)
-        manifest = prepare(splits, maker, folder, kept.Origin("pages", "x", "dataset"))
+        seal = prepare(splits, maker, folder, Origin("pages", "x"), print)
         names = ("train.jsonl", "validation.jsonl", "READY")
-        made.append((manifest["report"], [(folder / name).read_bytes() for name in names]))
+        made.append((seal.facts["report"], [(folder / name).read_bytes() for name in names]))
     assert made[0] == made[1]
     report = made[0][0]["train"]
     assert (report["pages"], report["kept"], report["unnumbered"]) == (90, 88, 1)
@@ -627,7 +635,7 @@ def test_pages_of_the_hub_are_streamed_without_their_images(
     assert code == 0, said
     assert f"a/pages@main is commit {COMMIT}" in said
     assert "train: 41 of 41 pages kept" in said
-    ready = kept.read_ready(tmp_path / "a")
+    ready = sealed.read_ready(tmp_path / "a")
     assert ready is not None
     assert ready["resolved"] == f"a/pages@{COMMIT}"
     assert hub.sent < 2_000_000
@@ -644,10 +652,12 @@ def copy_of(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     def make(reference: str, folder: Path | None = None) -> Path:
         folder = folder or tmp_path / "cache" / "dataset" / reference
         folder.mkdir(parents=True, exist_ok=True)
-        writing = kept.Writing(folder)
-        with (golden / "conversations.jsonl").open("rb") as lines:
+        with (
+            (golden / "conversations.jsonl").open("rb") as lines,
+            written(folder, alone=True) as writing,
+        ):
             writing.write("train", lines)
-        writing.finish(kept.Origin(reference, f"{NANOCHAT}@{COMMIT}", "dataset"))
+            writing.finish(Origin(reference, f"{NANOCHAT}@{COMMIT}"))
         return folder / "train.jsonl"
 
     return make
@@ -666,7 +676,7 @@ def test_a_sweep_of_docvqa_trains_on_the_copy_and_says_where_to_get_it(
     by_name = load_materials(sweep)
     by_path = load_materials(gpt_sweep(dataset=f"conversations:{file}"))
     assert by_name.rows == by_path.rows
-    assert by_name.dataset_digest == by_path.dataset_digest == file_digest(file)
+    assert by_name.dataset_digest == by_path.dataset_digest == file_sha256(file)
     assert read_facts(sweep).conversations == 64
 
     pin = {"checkpoint_digest": None, "dataset_digest": by_name.dataset_digest}
@@ -678,7 +688,7 @@ def test_a_sweep_of_docvqa_trains_on_the_copy_and_says_where_to_get_it(
     with pytest.raises(CorruptError, match="is not what was fetched"):
         load_materials(sweep)
     file.write_bytes(content[:-1])
-    with pytest.raises(CorruptError, match=r"train.jsonl has [\d,]+ bytes, not"):
+    with pytest.raises(CorruptError, match=r"train.jsonl: has [\d,]+ bytes, was"):
         load_materials(sweep)
 
 
@@ -715,5 +725,5 @@ def test_a_damaged_manifest_is_a_problem(
 ) -> None:
     file = copy_of("docvqa@v1")
     file.with_name("MANIFEST.json").write_text(text)
-    with pytest.raises(CorruptError, match=r"MANIFEST.json is missing or damaged; fetch it again"):
+    with pytest.raises(CorruptError, match=r"MANIFEST.json: damaged; .*fetch it again"):
         read_facts(gpt_sweep(dataset="docvqa@v1"))

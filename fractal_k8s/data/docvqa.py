@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fractal_k8s.data import kept
+from fractal_k8s import sealed
+from fractal_k8s.data.splits import TRAIN
 from fractal_k8s.errors import CorruptError, UsageError
 
 NAME: Final = "docvqa"
@@ -88,7 +89,7 @@ def local_folder(found: HubSet, cache: Path) -> Path | None:
     `cache/dataset` itself may be one, as in a cluster's claim.
     """
     for folder in (default_folder(found, cache), cache / "dataset"):
-        ready = kept.read_ready(folder)
+        ready = sealed.read_ready(folder)
         if ready is not None and ready.get("source") == found.reference:
             return folder
     return None
@@ -107,12 +108,23 @@ def training_file(found: HubSet, cache: Path) -> Path:
             f"data set {found.reference} is not on this machine; fetch it with "
             f"`fractal-k8s data download {found.reference}`"
         )
-    if problems := kept.problems(folder, hashes=False):
+    if problem := _problem(folder):
         raise CorruptError(
-            f"data set {found.reference}: {problems[0]}; fetch it again with "
+            f"data set {found.reference}: {problem}; fetch it again with "
             f"`fractal-k8s data download {found.reference}`"
         )
-    return folder / kept.TRAIN
+    return folder / TRAIN
+
+
+def _problem(folder: Path) -> str | None:
+    """What a look at names and sizes finds wrong with a copy; None if nothing."""
+    try:
+        seal = sealed.read_seal(folder)
+    except CorruptError as error:
+        return str(error)
+    if seal is None or TRAIN not in seal.files:
+        return f"{folder / sealed.MANIFEST} is missing"
+    return next(iter(sealed.damage(folder, seal, hashes=False).values()), None)
 
 
 def check_digest(found: HubSet, file: Path, digest: str) -> None:
@@ -121,7 +133,7 @@ def check_digest(found: HubSet, file: Path, digest: str) -> None:
     Raises:
         CorruptError: it is another.
     """
-    noted = (kept.read_ready(file.parent) or {}).get("digest")
+    noted = (sealed.read_ready(file.parent) or {}).get("digest")
     if digest != noted:
         raise CorruptError(
             f"data set {found.reference}: {file} is not what was fetched, its sha256 is "

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fractal_k8s.data import hub, kept
+from fractal_k8s import sealed
+from fractal_k8s.data import hub
 from fractal_k8s.data.docvqa import NAME, HubSet
 from fractal_k8s.data.hub import Tell
+from fractal_k8s.data.splits import SPLITS, TRAIN, Origin, Writing, line_of, written
 from fractal_k8s.errors import CorruptError, UsageError
+from fractal_k8s.sealed import Seal
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Copy:
     """A data set that is whole in a folder."""
 
     folder: Path
-    manifest: dict[str, Any]
+    seal: Seal
     # whether it was fetched now; False = it was there
     fetched: bool
 
@@ -34,23 +37,34 @@ def download(found: HubSet, folder: Path, tell: Tell) -> Copy:
         CorruptError: the rows are not conversations, or not as many as they must be.
         RetryError: the hub went on failing.
     """
-    with kept.being_filled(folder):
+    with sealed.being_filled(folder, tell) as alone:
         revision = found.revision
-        ready = kept.read_ready(folder)
+        ready = sealed.read_ready(folder)
         if ready is not None:
             _refuse_another(found, ready, folder)
-            wrong = kept.problems(folder)
-            manifest = kept.read_manifest(folder)
-            if not wrong and manifest is not None:
-                return Copy(folder, manifest, fetched=False)
-            for problem in wrong:
-                tell(f"{problem}: fetching again")
+            if (seal := _whole(folder, tell)) is not None:
+                return Copy(folder, seal, fetched=False)
             revision = str(ready["resolved"]).rpartition("@")[2]
-        writing = kept.Writing(folder)
-        try:
+        with written(folder, alone=alone) as writing:
             return Copy(folder, _fetch(found, revision, writing, tell), fetched=True)
-        finally:
-            writing.drop()
+
+
+def _whole(folder: Path, tell: Tell) -> Seal | None:
+    """The seal of a folder whose rows are undamaged; what was made of them goes if it is not."""
+    try:
+        seal = sealed.read_seal(folder)
+    except CorruptError as error:
+        tell(f"{error}: fetching again")
+        return None
+    if seal is None or TRAIN not in seal.files:
+        tell(f"{folder / sealed.MANIFEST} is missing: fetching again")
+        return None
+    damage = sealed.damage(folder, seal)
+    for name, problem in damage.items():
+        tell(f"{problem}: {'fetching again' if name in SPLITS.values() else 'removed'}")
+    made = [name for name in damage if name not in SPLITS.values()]
+    seal = sealed.without_files(folder, seal, made)
+    return seal if len(made) == len(damage) else None
 
 
 def _refuse_another(found: HubSet, ready: dict[str, Any], folder: Path) -> None:
@@ -62,7 +76,7 @@ def _refuse_another(found: HubSet, ready: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _fetch(found: HubSet, revision: str, writing: kept.Writing, tell: Tell) -> dict[str, Any]:
+def _fetch(found: HubSet, revision: str, writing: Writing, tell: Tell) -> Seal:
     commit = hub.commit_of(found.repository, revision, tell)
     if commit != revision:
         tell(f"{found.repository}@{revision} is commit {commit}")
@@ -70,15 +84,13 @@ def _fetch(found: HubSet, revision: str, writing: kept.Writing, tell: Tell) -> d
     where = f"{found.repository}@{commit[:12]}"
     if "train" not in splits:
         raise CorruptError(f"data set {where}: has no split 'train', only {', '.join(splits)}")
-    for split in kept.SPLITS:
+    for split in SPLITS:
         if split in splits:
             rows = splits[split]
             count = writing.write(split, _lines(rows, f"{where} {split}"))
             tell(f"{split}: {count:,} conversations")
             _check_count(found, commit, split, count, len(rows))
-    return writing.finish(
-        kept.Origin(source=found.reference, resolved=f"{found.repository}@{commit}", kind="dataset")
-    )
+    return writing.finish(Origin(found.reference, f"{found.repository}@{commit}"))
 
 
 def _check_count(found: HubSet, commit: str, split: str, count: int, told: int) -> None:
@@ -94,7 +106,7 @@ def _lines(rows: Any, where: str) -> Iterator[bytes]:
     if "messages" not in rows.column_names:
         raise CorruptError(f"data set {where}: has no column 'messages'")
     for number, messages in enumerate(rows.select_columns(["messages"]), start=1):
-        yield kept.line_of({"messages": _cleaned(messages["messages"], f"{where} row {number}")})
+        yield line_of({"messages": _cleaned(messages["messages"], f"{where} row {number}")})
 
 
 def _cleaned(messages: Any, where: str) -> list[dict[str, Any]]:

@@ -13,15 +13,18 @@ import multiprocessing
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from fractal_k8s.data import kept
+from fractal_k8s import sealed
 from fractal_k8s.data.conversations import Encoder, render
+from fractal_k8s.data.hub import Tell
 from fractal_k8s.data.matching import Found, find_answer
 from fractal_k8s.data.pages import Page
+from fractal_k8s.data.splits import Origin, line_of, written
 from fractal_k8s.errors import UsageError
+from fractal_k8s.sealed import Seal
 
 # pages that a process takes at a time
 _CHUNK: Final = 32
@@ -209,7 +212,7 @@ def _distances(count: int, marked: set[int]) -> list[int]:
     return [min(pair) for pair in zip(forward, backward, strict=True)]
 
 
-def line_of(page: Page, made: Prepared) -> bytes:
+def _line_of(page: Page, made: Prepared) -> bytes:
     """A conversation as a line of the file, with where it comes from."""
     metadata = {
         "question_id": page.question_id,
@@ -220,7 +223,7 @@ def line_of(page: Page, made: Prepared) -> bytes:
         "lines": made.lines,
         "kept_lines": made.kept_lines,
     }
-    return kept.line_of({"messages": made.messages, "metadata": metadata})
+    return line_of({"messages": made.messages, "metadata": metadata})
 
 
 # --- many pages ---
@@ -288,9 +291,10 @@ def prepare(
     splits: Mapping[str, Callable[[], Iterable[Page]]],
     maker: Maker,
     folder: Path,
-    origin: kept.Origin,
-) -> dict[str, Any]:
-    """Writes the conversations of all splits into a folder, READY last; returns the manifest.
+    origin: Origin,
+    tell: Tell,
+) -> Seal:
+    """Writes the conversations of all splits into a folder, READY last.
 
     Args:
         splits: by name, a function that begins to read the pages.
@@ -299,24 +303,23 @@ def prepare(
         UsageError: nothing is left to train on, or the folder cannot be written.
         CorruptError: a source is damaged.
     """
-    with kept.being_filled(folder):
-        writing = kept.Writing(folder)
-        try:
-            report = {}
-            for split, pages in splits.items():
-                counts = Counts()
-                writing.write(split, _counted(maker.prepared(pages()), counts))
-                report[split] = counts.to_dict()
-            if not writing.rows["train"]:
-                raise UsageError(f"none of the {report['train']['pages']} pages could be used")
-            facts = {"limits": asdict(maker.limits), "report": report, **origin.facts}
-            return writing.finish(kept.Origin(origin.source, origin.resolved, origin.kind, facts))
-        finally:
-            writing.drop()
+    with (
+        sealed.being_filled(folder, tell) as alone,
+        written(folder, alone=alone) as writing,
+    ):
+        report = {}
+        for split, pages in splits.items():
+            counts = Counts()
+            writing.write(split, _counted(maker.prepared(pages()), counts))
+            report[split] = counts.to_dict()
+        if not writing.rows["train"]:
+            raise UsageError(f"none of the {report['train']['pages']} pages could be used")
+        facts = {**origin.facts, "limits": asdict(maker.limits), "report": report}
+        return writing.finish(replace(origin, facts=facts))
 
 
 def _counted(made: Iterable[tuple[Page, Prepared | str]], counts: Counts) -> Iterator[bytes]:
     for page, result in made:
         counts.add(page, result)
         if isinstance(result, Prepared):
-            yield line_of(page, result)
+            yield _line_of(page, result)
