@@ -133,10 +133,13 @@ def prepare(
     from fractal_k8s.data.page_sources import open_pages
     from fractal_k8s.data.prepare import Limits, Maker
     from fractal_k8s.data.prepare import prepare as make
+    from fractal_k8s.data.splits import refuse_strangers
     from fractal_k8s.sealed import read_ready
 
-    if read_ready(folder) is not None and not force:
-        raise click.UsageError(f"{folder} holds a data set; give another --to, or --force")
+    if not force:
+        if read_ready(folder) is not None:
+            raise click.UsageError(f"{folder} holds a data set; give another --to, or --force")
+        refuse_strangers(folder)
     maker = Maker(_tokenizer_loader(tokenizer), Limits(max_tokens, max_answer), workers)
     tell = functools.partial(click.echo, err=as_json)
     splits, origin = open_pages(sources, tell)

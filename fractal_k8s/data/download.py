@@ -11,7 +11,15 @@ from fractal_k8s import sealed
 from fractal_k8s.data import hub
 from fractal_k8s.data.docvqa import NAME, HubSet
 from fractal_k8s.data.hub import Tell
-from fractal_k8s.data.splits import SPLITS, TRAIN, Origin, Writing, line_of, written
+from fractal_k8s.data.splits import (
+    SPLITS,
+    TRAIN,
+    Origin,
+    Writing,
+    line_of,
+    refuse_strangers,
+    written,
+)
 from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.sealed import Seal
 
@@ -40,25 +48,32 @@ def download(found: HubSet, folder: Path, tell: Tell) -> Copy:
     with sealed.being_filled(folder, tell) as alone:
         revision = found.revision
         ready = sealed.read_ready(folder)
-        if ready is not None:
-            _refuse_another(found, ready, folder)
-            if (seal := _whole(folder, tell)) is not None:
-                return Copy(folder, seal, fetched=False)
-            revision = str(ready["resolved"]).rpartition("@")[2]
+        if ready is None:
+            refuse_strangers(folder)
+        else:
+            seal = _readable(folder)
+            revision = _commit_held(found, ready or (seal.ready if seal else {}), folder)
+            if seal is None:
+                tell(f"{folder / sealed.MANIFEST} is missing or damaged: fetching again")
+            elif (whole := _whole(folder, seal, tell)) is not None:
+                if not ready:
+                    sealed.write_ready(folder, whole)
+                return Copy(folder, whole, fetched=False)
         with written(folder, alone=alone) as writing:
             return Copy(folder, _fetch(found, revision, writing, tell), fetched=True)
 
 
-def _whole(folder: Path, tell: Tell) -> Seal | None:
-    """The seal of a folder whose rows are undamaged; what was made of them goes if it is not."""
+def _readable(folder: Path) -> Seal | None:
+    """What the manifest of a folder says; None if that is of no use."""
     try:
         seal = sealed.read_seal(folder)
-    except CorruptError as error:
-        tell(f"{error}: fetching again")
+    except CorruptError:
         return None
-    if seal is None or TRAIN not in seal.files:
-        tell(f"{folder / sealed.MANIFEST} is missing: fetching again")
-        return None
+    return seal if seal is not None and TRAIN in seal.files else None
+
+
+def _whole(folder: Path, seal: Seal, tell: Tell) -> Seal | None:
+    """The seal of a folder whose rows are undamaged; what was made of them goes if it is not."""
     damage = sealed.damage(folder, seal)
     for name, problem in damage.items():
         tell(f"{problem}: {'fetching again' if name in SPLITS.values() else 'removed'}")
@@ -67,13 +82,21 @@ def _whole(folder: Path, tell: Tell) -> Seal | None:
     return seal if len(made) == len(damage) else None
 
 
-def _refuse_another(found: HubSet, ready: dict[str, Any], folder: Path) -> None:
+def _commit_held(found: HubSet, ready: dict[str, Any], folder: Path) -> str:
+    """The commit that a folder holds of a data set.
+
+    Raises:
+        UsageError: it holds something else.
+    """
     source, resolved = ready.get("source"), str(ready.get("resolved"))
-    if source != found.reference or not resolved.startswith(f"{found.repository}@"):
+    repository, _, commit = resolved.rpartition("@")
+    if source != found.reference or repository != found.repository:
+        held = f"{source} ({resolved})" if source else "data that were put there by other means"
         raise UsageError(
-            f"{folder} holds {source} ({resolved}), not {found.reference}; give another folder "
-            "with --to, or empty this one"
+            f"{folder} holds {held}, not {found.reference}; give another folder with --to, or "
+            "empty this one"
         )
+    return commit
 
 
 def _fetch(found: HubSet, revision: str, writing: Writing, tell: Tell) -> Seal:
@@ -89,12 +112,15 @@ def _fetch(found: HubSet, revision: str, writing: Writing, tell: Tell) -> Seal:
             rows = splits[split]
             count = writing.write(split, _lines(rows, f"{where} {split}"))
             tell(f"{split}: {count:,} conversations")
-            _check_count(found, commit, split, count, len(rows))
+            _check_count(found, commit, split, count)
     return writing.finish(Origin(found.reference, f"{found.repository}@{commit}"))
 
 
-def _check_count(found: HubSet, commit: str, split: str, count: int, told: int) -> None:
-    expected = told if found.rows is None else found.rows.get(split, told)
+def _check_count(found: HubSet, commit: str, split: str, count: int) -> None:
+    """Against the published numbers; those of a repository's own card `datasets` has compared."""
+    if split == "train" and not count:
+        raise CorruptError(f"data set {found.repository}@{commit[:12]}: train has no rows")
+    expected = (found.rows or {}).get(split, count)
     if count != expected:
         raise CorruptError(
             f"data set {found.repository}@{commit[:12]}: {split} has {count:,} rows, "

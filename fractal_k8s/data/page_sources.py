@@ -11,7 +11,15 @@ from typing import Final
 from fractal_k8s.data import hub
 from fractal_k8s.data.docvqa import MAIN, SOURCE
 from fractal_k8s.data.hub import Tell
-from fractal_k8s.data.pages import COLUMNS, Page, files_digest, page_files, page_of, read_pages
+from fractal_k8s.data.pages import (
+    COLUMNS,
+    NEEDED,
+    Page,
+    files_digest,
+    page_files,
+    page_of,
+    read_pages,
+)
 from fractal_k8s.data.splits import SPLITS, Origin
 from fractal_k8s.errors import UsageError
 
@@ -64,6 +72,6 @@ def _in_order(splits: Iterable[tuple[str, list[Path]]]) -> list[tuple[str, list[
 
 
 def _stream(repository: str, commit: str, split: str, tell: Tell) -> Iterator[Page]:
-    rows = hub.stream_rows(repository, commit, split, [*COLUMNS], tell)
+    rows = hub.stream_rows(repository, commit, split, COLUMNS, NEEDED, tell)
     for number, row in enumerate(rows, start=1):
         yield page_of(row, f"{repository}@{commit[:12]} {split} row {number}")

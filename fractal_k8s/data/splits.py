@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fractal_k8s import sealed
-from fractal_k8s.errors import CorruptError
+from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.sealed import FileFacts, Seal
 
 TRAIN: Final = "train.jsonl"
@@ -62,7 +62,7 @@ class Writing:
         files = {SPLITS[split]: sealed.facts_of(self._parts / SPLITS[split]) for split in self.rows}
         digest = files[TRAIN].sha256
         facts = {"rows": self.rows, **origin.facts}
-        earlier = self._earlier()
+        earlier = _earlier(self.folder)
         if earlier is not None and earlier.digest == digest:
             files |= {name: earlier.files[name] for name in _made_of_rows(earlier)}
         seal = Seal("dataset", origin.source, origin.resolved, digest, files, sealed.now(), facts)
@@ -70,17 +70,12 @@ class Writing:
         (self.folder / sealed.READY).unlink(missing_ok=True)
         for name in {*SPLITS.values(), *(earlier.files if earlier else ())} - {*files}:
             (self.folder / name).unlink(missing_ok=True)
+        # the manifest comes first: who is killed now leaves files that are known to be ours
+        sealed.write_manifest(self.folder, seal)
         for split in self.rows:
             self._place(SPLITS[split], files[SPLITS[split]])
-        sealed.write_manifest(self.folder, seal)
         sealed.write_ready(self.folder, seal)
         return seal
-
-    def _earlier(self) -> Seal | None:
-        """The seal of the files of before, if it can be read."""
-        with contextlib.suppress(CorruptError):
-            return sealed.read_seal(self.folder)
-        return None
 
     def _place(self, name: str, facts: FileFacts) -> None:
         """Moves a file to its place, unless the very same is there, which readers may have open."""
@@ -109,6 +104,28 @@ def written(folder: Path, *, alone: bool) -> Iterator[Writing]:
         yield writing
     finally:
         writing.drop()
+
+
+def _earlier(folder: Path) -> Seal | None:
+    """The seal of the files of before, if it can be read."""
+    with contextlib.suppress(CorruptError):
+        return sealed.read_seal(folder)
+    return None
+
+
+def refuse_strangers(folder: Path) -> None:
+    """Refuses a folder with files of our names that are not ours.
+
+    Raises:
+        UsageError: there are some.
+    """
+    known = _earlier(folder)
+    for name in SPLITS.values():
+        if (folder / name).exists() and (known is None or name not in known.files):
+            raise UsageError(
+                f"{folder / name} is there, and not by this command; move it away, or name another "
+                "folder"
+            )
 
 
 def _made_of_rows(seal: Seal) -> list[str]:
