@@ -68,9 +68,7 @@ def fill_dataset(root: Path, reference: str, tell: Tell, *, replace: bool = Fals
     home, found = root / DATASET, hub_set(reference)
     if found is None:
         return fill(home, _dataset_goods(reference), tell, replace=replace)
-    if replace:  # or what it holds is taken for whole, or refused
-        (home / sealed.READY).unlink(missing_ok=True)
-    return download(found, home, tell).seal
+    return download(found, home, tell, replace=replace).seal
 
 
 def keep_tokens(root: Path, tell: Tell) -> None:

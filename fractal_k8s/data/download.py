@@ -34,11 +34,14 @@ class Copy:
     fetched: bool
 
 
-def download(found: HubSet, folder: Path, tell: Tell) -> Copy:
+def download(found: HubSet, folder: Path, tell: Tell, *, replace: bool = False) -> Copy:
     """Makes sure that a folder holds a data set, whole and undamaged.
 
     What is there already is read and compared with its manifest, and not asked for again, so a
     whole copy needs no network. A damaged one is fetched again, at the commit that it was of.
+
+    Args:
+        replace: fetch it whatever the folder holds, and put it in the place of that.
 
     Raises:
         UsageError: the hub has no such thing, or the folder holds something else.
@@ -47,10 +50,8 @@ def download(found: HubSet, folder: Path, tell: Tell) -> Copy:
     """
     with sealed.being_filled(folder, tell) as alone:
         revision = found.revision
-        ready = sealed.read_ready(folder)
-        if ready is None:
-            refuse_strangers(folder)
-        else:
+        ready = None if replace else sealed.read_ready(folder)
+        if ready is not None:
             seal = _readable(folder)
             revision = _commit_held(found, ready or (seal.ready if seal else {}), folder)
             if seal is None:
@@ -59,6 +60,8 @@ def download(found: HubSet, folder: Path, tell: Tell) -> Copy:
                 if not ready:
                     sealed.write_ready(folder, whole)
                 return Copy(folder, whole, fetched=False)
+        elif not replace:
+            refuse_strangers(folder)
         with written(folder, alone=alone) as writing:
             return Copy(folder, _fetch(found, revision, writing, tell), fetched=True)
 
