@@ -21,7 +21,7 @@ ALLOWED = {
     "sweep": {"references"},
     "results": {"sweep", "buckets"},
     "models": set(),
-    "data": set(),
+    "data": {"sealed"},
     "checkpoints": {"references", "sealed", "buckets"},
     "caches": {"checkpoints", "data", "references", "sealed"},
     "train": {
@@ -31,6 +31,7 @@ ALLOWED = {
         "data",
         "checkpoints",
         "references",
+        "sealed",
         "environ",
         "stopping",
     },

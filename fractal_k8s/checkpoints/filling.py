@@ -9,15 +9,12 @@ their places when all of them are. Who begins anew takes up the verified ones.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
-import os
 import random
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,16 +26,11 @@ from fractal_k8s.sealed import FileFacts, Seal
 
 Tell = Callable[[str], None]
 
-_LOCK: Final = ".fill.lock"
-_PARTS: Final = ".filling-"
 # downloads of one file, and the waits between them, which are drawn from half of it to all of it
 _TRIES: Final = 4
 _WAIT_S: Final = 2.0
 # what a file system must have left when all is there
 _SPARE_BYTES: Final = 64 << 20
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# what a network file system says when it is not well
-_PASSING: Final = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY)
 
 
 @dataclass(frozen=True)
@@ -80,21 +72,18 @@ def fill(home: Path, goods: Goods, tell: Tell, *, replace: bool = False) -> Seal
     """
     if not replace and (found := standing(home, goods.listing.exact)) is not None:
         return found
-    with _writing(home):
-        home.mkdir(parents=True, exist_ok=True)
-        with locked(home, tell) as alone:
-            if not replace and (found := standing(home, goods.listing.exact)) is not None:
-                return found
-            _refuse_others(home, goods, replace)
-            parts = (
-                home / f"{_PARTS}{hashlib.sha256(goods.listing.exact.encode()).hexdigest()[:10]}"
-            )
-            if alone:
-                _sweep_out(home, keep=parts)
-            facts = _fetch_all(goods, parts, tell)
-            digest = _checked(goods, parts)
-            seal = Seal(goods.kind, goods.source, goods.listing.exact, digest, facts, sealed.now())
-            _place(home, parts, seal)
+    with sealed.being_filled(home, tell) as alone:
+        if not replace and (found := standing(home, goods.listing.exact)) is not None:
+            return found
+        _refuse_others(home, goods, replace)
+        exact = hashlib.sha256(goods.listing.exact.encode()).hexdigest()
+        parts = home / f"{sealed.FILLING}{exact[:10]}"
+        if alone:
+            _sweep_out(home, keep=parts)
+        facts = _fetch_all(goods, parts, tell)
+        digest = _checked(goods, parts)
+        seal = Seal(goods.kind, goods.source, goods.listing.exact, digest, facts, sealed.now())
+        _place(home, parts, seal)
     tell(f"{home}: ready, {_count(seal.files)}, {_size(seal.size)}, sha256 {digest[:12]}...")
     return seal
 
@@ -108,7 +97,7 @@ def add_file(home: Path, name: str, write: Callable[[Path], None]) -> Seal:
     Raises:
         CorruptError: the folder is not ready.
     """
-    with _writing(home), locked(home, lambda line: None):
+    with sealed.being_filled(home, lambda line: None):
         seal = sealed.read_whole(home)
         if seal is None:
             raise CorruptError(f"{home}: is not ready; fill it first")
@@ -118,7 +107,7 @@ def add_file(home: Path, name: str, write: Callable[[Path], None]) -> Seal:
         try:
             write(part)
             part.chmod(0o644)
-            facts = FileFacts(part.stat().st_size, sealed.file_sha256(part))
+            facts = sealed.facts_of(part)
             part.replace(home / name)
         finally:
             part.unlink(missing_ok=True)
@@ -163,48 +152,9 @@ def _lying(home: Path, layout: Iterable[str]) -> list[str]:
     return [path.relative_to(home).as_posix() for path in paths if path.is_file()]
 
 
-# --- one after another ---
-
-
-@contextlib.contextmanager
-def locked(home: Path, tell: Tell) -> Iterator[bool]:
-    """Holds the folder's lock; false where its file system has none."""
-    handle = os.open(home / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tell(f"waiting for another process to fill {home} ...")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:  # some network file systems; names are unique, so that nothing breaks
-            yield False
-            return
-        yield True
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _writing(home: Path) -> Iterator[None]:
-    """Turns what the operating system says of the folder into what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise UsageError(
-                f"{home}: the disk is full, or no larger file is allowed; free some space and run "
-                "the same command again, which takes up what is there"
-            ) from None
-        if error.errno in _PASSING:
-            raise RetryError(f"{home}: the file system fails ({error.strerror})") from None
-        raise UsageError(
-            f"{home}: cannot be filled: {error.strerror or error} ({error.filename})"
-        ) from None
-
-
 def _sweep_out(home: Path, keep: Path) -> None:
     """Deletes what killed processes and other sources have left."""
-    for path in home.glob(f"{_PARTS}*"):
+    for path in home.glob(f"{sealed.FILLING}*"):
         if path != keep:
             shutil.rmtree(path, ignore_errors=True)
     for path in (*home.glob(f"{PART}*"), *keep.rglob(f"{PART}*")):

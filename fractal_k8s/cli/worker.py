@@ -151,11 +151,14 @@ def _make_ready(worker: Worker, caches: tuple[Path, ...], seconds: float) -> Non
     """Waits for weights and data; makes or stages the weights where that is wished."""
     from fractal_k8s.checkpoints.mounted import STAGE, refuse_other_model, staged
     from fractal_k8s.checkpoints.ready import wait_until_ready
+    from fractal_k8s.data.docvqa import refuse_other_data
 
     wait_until_ready(caches, seconds, worker.emit)
     spec = worker.sweep.spec
     if spec.checkpoint_digest is None:
         refuse_other_model(caches, spec.checkpoint)
+    if spec.dataset_digest is None:
+        refuse_other_data(caches, spec.dataset)
     if spec.model == "gpt":  # for others it would only be slow to load
         from fractal_k8s.train.pretrained import provide_for
 
