@@ -111,6 +111,10 @@ def problems(shelf: Shelf) -> list[str]:
     if shelf.seal is None or shelf.state in ("empty", "being filled"):
         return [f"{shelf.home}: {shelf.state}; nothing to compare with"]
     found = [*sealed.damage(shelf.home, shelf.seal).values()]
+    found += [
+        f"{shelf.home / name}: no fill has put it there; move it away"
+        for name in sealed.strangers(shelf.home, shelf.seal)
+    ]
     ready = sealed.read_ready(shelf.home)
     if ready and ready.get("digest") != shelf.seal.digest:
         found.append(

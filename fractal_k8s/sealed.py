@@ -14,7 +14,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ READY: Final = "READY"
 LOCK: Final = ".fill.lock"
 # folders in it with what is not whole yet
 FILLING: Final = ".filling-"
+# what names of single files and folders begin with while they are on their way
+PART: Final = ".part-"
 
 _FORMAT: Final = 1
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -193,6 +196,20 @@ def damage(home: Path, seal: Seal, *, hashes: bool = True) -> dict[str, str]:
     return found
 
 
+def strangers(home: Path, seal: Seal) -> list[str]:
+    """Files of a folder that its seal does not name, as relative paths.
+
+    Hidden ones, such as a lock or a file system's own, and `lost+found` do not count.
+    """
+    known = {*seal.files, MANIFEST, READY}
+    found = []
+    for folder, folders, names in os.walk(home):
+        folders[:] = sorted(name for name in folders if name[0] != "." and name != "lost+found")
+        paths = (Path(folder, name).relative_to(home) for name in names if name[0] != ".")
+        found += [path.as_posix() for path in paths if path.as_posix() not in known]
+    return sorted(found)
+
+
 def facts_of(path: Path) -> FileFacts:
     return FileFacts(path.stat().st_size, file_sha256(path))
 
@@ -205,7 +222,7 @@ def file_sha256(path: Path) -> str:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a small file that is seen whole or not at all, and that everybody may read."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f"{PART}{secrets.token_hex(4)}-{path.name}")
     try:
         with temporary.open("w") as file:
             file.write(text)
@@ -231,7 +248,18 @@ def being_filled(home: Path, tell: Callable[[str], None]) -> Iterator[bool]:
     with _errors_said(home):
         home.mkdir(parents=True, exist_ok=True)
         with _locked(home, tell) as alone:
+            if alone:  # so that what is on its way belongs to nobody who lives
+                drop_all(home.glob(f"{PART}*"))
             yield alone
+
+
+def drop_all(paths: Iterable[Path]) -> None:
+    """Deletes files and folders, as far as they can be."""
+    for path in [*paths]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

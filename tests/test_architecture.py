@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "fractal_k8s"
 # part of the package -> the parts it may import; everyone may import errors
 ALLOWED = {
     "errors": set(),
-    "references": set(),
+    "references": {"buckets"},
     "sealed": set(),
     "buckets": set(),
     "sweep": {"references"},
@@ -51,7 +51,7 @@ ALLOWED = {
         "termination",
         "tracking",
     },
-    "manifest": {"sweep"},
+    "manifest": {"sweep", "buckets"},
     "backends": {"manifest", "worker", "results", "sweep", "stopping"},
     "analysis": {"results", "sweep"},
     "report": {"analysis", "results", "sweep"},

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from fractal_k8s.checkpoints.listing import PART, Blob, Listing
+from fractal_k8s.checkpoints.listing import Blob, Listing
 from fractal_k8s.errors import FractalError, RetryError, UsageError
 from fractal_k8s.references import Reference
+from fractal_k8s.sealed import PART
 
 _TIMEOUT_S: Final = 30
 _PASSES: Final = (408, 429)

@@ -11,9 +11,6 @@ from typing import Any, Final, Literal
 
 Check = Literal["sha256", "md5", "git-sha1"]
 
-# what names of files and folders begin with while they are on their way
-PART: Final = ".part-"
-
 _CHUNK: Final = 1 << 22
 
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from fractal_k8s.checkpoints.listing import PART, Blob, Listing, from_base64
+from fractal_k8s.checkpoints.listing import Blob, Listing, from_base64
 from fractal_k8s.errors import CorruptError, FractalError, RetryError, UsageError
 from fractal_k8s.references import Reference
+from fractal_k8s.sealed import PART
 
 _TIMEOUT_S: Final = 30
 _NO_RIGHTS: Final = ("permission denied", "401", "403", "unauthorized", "forbidden", "api key")
