@@ -109,6 +109,8 @@ def read_seal(home: Path) -> Seal | None:
             str(name): FileFacts(int(facts["size"]), str(facts["sha256"]))
             for name, facts in content["files"].items()
         }
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+            raise ValueError("a file outside of the folder")
         return Seal(
             **{key: str(content[key]) for key in ("kind", "source", "resolved", "digest")},
             files=files,

@@ -114,6 +114,86 @@ def test_verify_names_the_file_that_changed(name: str, damage: str, run: Run, ro
     ]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model/checkpoints/model_000999.pt",
+        "model/notes.txt",
+        "dataset/train.tokens-0123456789ab.npz",
+    ],
+)
+def test_verify_names_a_file_that_no_fill_has_put_there(name: str, run: Run, root: Path) -> None:
+    (root / name).write_bytes(b"x")
+    (root / "model/.nfs0001").touch()  # a file system's own
+    (root / "model/lost+found").mkdir()
+    (root / "model/lost+found/1").touch()
+    said = run("cache", "verify", "--root", str(root), code=EXIT_CORRUPT).output
+    assert f"{root / name}: no fill has put it there" in said
+    assert said.count("no fill") == 1
+
+
+def test_a_newer_model_that_was_put_into_a_cache_is_not_taken(
+    worker: Any, run: Run, root: Path, golden: Path
+) -> None:
+    for name in ("model_000300.pt", "meta_000300.json"):
+        other = root / "model/checkpoints" / name.replace("300", "999")
+        shutil.copy(root / "model/checkpoints" / name, other)
+    done = worker("/cache/model")
+    assert done.returncode == EXIT_CORRUPT
+    assert "_000999" in done.stderr
+    assert "no fill of the cache has put it there" in done.stderr
+    fill = ("cache", "fill", "--root", str(root), "--model", str(golden))
+    assert "no fill has put there" in run(*fill, code=2).output
+    run(*fill, "--replace")
+    run("cache", "verify", "--root", str(root))
+    assert worker("/cache/model").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("manifest", "ready", "state", "code"),
+    [
+        pytest.param("own", None, "being filled", EXIT_CORRUPT, id="no READY"),
+        pytest.param(None, "own", "ready, filled by other means", EXIT_CORRUPT, id="no manifest"),
+        pytest.param("own", "other", "ready", EXIT_CORRUPT, id="READY of another model"),
+        pytest.param("cut", "own", "damaged", EXIT_CORRUPT, id="half a manifest"),
+        pytest.param("outside", "own", "damaged", EXIT_CORRUPT, id="files outside"),
+    ],
+)
+def test_what_does_not_fit_together_is_not_whole(
+    manifest: str | None, ready: str | None, state: str, code: int, run: Run, root: Path
+) -> None:
+    home = root / "model"
+    said, mark = home / sealed.MANIFEST, home / sealed.READY
+    if manifest is None:
+        said.unlink()
+    elif manifest == "cut":
+        said.write_bytes(said.read_bytes()[:-50])
+    elif manifest == "outside":
+        said.write_text(said.read_text().replace("tokenizer/tokenizer.pkl", "../dataset/READY"))
+    if ready is None:
+        mark.unlink()
+    elif ready == "other":
+        mark.write_text(mark.read_text().replace('"digest": "', '"digest": "0'))
+    told = json.loads(run("cache", "status", "--root", str(root), "--json").stdout)["caches"]
+    assert told[0]["state"] == state
+    run("cache", "verify", "--root", str(root), code=code)
+
+
+def test_what_a_killed_process_was_adding_is_thrown_out(root: Path) -> None:
+    home = root / "dataset"
+    adding = """
+import os, sys
+from pathlib import Path
+from fractal_k8s.checkpoints.filling import add_file
+add_file(Path(sys.argv[1]), "more.npz", lambda path: (path.write_bytes(b"x"), os._exit(9)))
+"""
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", adding, str(home)], check=False)
+        assert len([*home.glob(f"{sealed.PART}*")]) == 1
+    filling.add_file(home, "more.npz", lambda path: path.write_bytes(b"x"))
+    assert not [*home.glob(f"{sealed.PART}*")]
+
+
 def test_an_exact_reference_that_is_there_is_not_asked_for(run: Run, root: Path) -> None:
     seal = sealed.read_seal(root / "model")
     assert seal is not None
@@ -344,6 +424,31 @@ def test_weights_are_staged_once_and_only_whole(root: Path, tmp_path: Path) -> N
     flip(root / "model/checkpoints/model_000300.pt")
     with pytest.raises(CorruptError, match="arrives damaged"):
         staged(root / "model", tmp_path / "again", said.append)
+
+
+def test_weights_are_read_where_they_are_if_there_is_no_room_for_a_copy(
+    worker: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = tmp_path / "full"
+    full.touch()  # no folder can be made below it
+    done = worker("/cache/model", FRACTAL_K8S_STAGE=str(full / "model"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"not staged, {root}/model is read where it is: " in done.stdout
+    said: list[str] = []
+    monkeypatch.setattr(filling, "_SPARE_BYTES", 1 << 60)
+    target = tmp_path / "stage"
+    assert staged(root / "model", target, said.append) == root / "model"
+    assert "are to come and" in said[0]
+    assert not [*target.glob(f"{sealed.FILLING}*")]
+
+
+def test_a_model_in_a_folder_of_a_cache_is_staged_and_compared(root: Path, tmp_path: Path) -> None:
+    inner = root / "model/checkpoints"
+    target = staged(inner, tmp_path / "stage", quiet)
+    assert find_checkpoint(target).digest() == find_checkpoint(root / "model").digest()
+    flip(inner / "model_000300.pt")
+    with pytest.raises(CorruptError, match="arrives damaged"):
+        staged(inner, tmp_path / "again", quiet)
 
 
 def test_weights_that_nobody_has_sealed_are_staged_too(golden: Path, tmp_path: Path) -> None:

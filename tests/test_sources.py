@@ -22,6 +22,7 @@ import torch
 from werkzeug import Response
 
 from conftest import Run
+from faults import Fault, FaultyProxy
 from fractal_k8s import sealed
 from fractal_k8s.checkpoints import bucket_source, filling, wandb_source
 from fractal_k8s.checkpoints.files import find_checkpoint
@@ -253,6 +254,25 @@ def test_trouble_that_passes_is_waited_for(source: str, weights: Weights, tmp_pa
     weights.spoil = spoil
     seal = fill(tmp_path / "model", model_goods(source), quiet)
     assert not left
+    assert not sealed.damage(tmp_path / "model", seal)
+
+
+@pytest.mark.parametrize("kind", ["cut", "reset", "slow down"])
+def test_trouble_of_a_bucket_that_passes_is_waited_for(
+    kind: str,
+    bucket: Callable[[], Any],
+    moto: str,
+    golden: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with FaultyProxy(moto) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        goods = model_goods("s3://models/d4")
+        proxy.faults = [Fault(kind, count=2, method="GET", path=MODEL)]
+        seal = fill(tmp_path / "model", goods, quiet)
+    assert proxy.met == [kind] * 2
+    assert seal.digest == find_checkpoint(golden).digest()
     assert not sealed.damage(tmp_path / "model", seal)
 
 
