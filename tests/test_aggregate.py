@@ -56,11 +56,13 @@ def put(
     last: float | None = None,
     node: str = "n0",
     seconds: float = 0.0,
+    numerics_class: str = "test",
 ) -> str:
     """An object with the outcomes of some points; its key. Times are the points' own."""
     made = [outcome(index, last) for index in indexes]
     times = [_BEGAN + timedelta(seconds=one.index + seconds) for one in made]
-    table = schema.to_table(SWEEP, made, times, replace(_HERE, node=node))
+    where = replace(_HERE, node=node, numerics_class=numerics_class)
+    table = schema.to_table(SWEEP, made, times, where)
     key = folder.outcome_key(shard, "1")
     folder.files.put(key, schema.to_bytes(table))
     return key
@@ -186,15 +188,46 @@ def test_many_passes_leave_few_files(folder: SweepStore, monkeypatch: pytest.Mon
     assert passed(folder).summary["complete"]
 
 
-def test_an_object_that_may_still_change_unseen_is_read_again(folder: SweepStore) -> None:
-    """Object stores tell times in whole seconds."""
-    key = put(folder, ALL)
+def at(folder: SweepStore, key: str, seconds: int) -> None:
+    """Gives a file a time as of an object store, in whole seconds from now."""
     assert isinstance(folder.files, LocalFiles)
-    now = time.time_ns() // 10**9 * 10**9
-    os.utime(folder.files.path(key), ns=(now, now))
+    when = (time.time_ns() // 10**9 + seconds) * 10**9
+    os.utime(folder.files.path(key), ns=(when, when))
+
+
+def test_an_object_that_may_still_change_unseen_is_read_again(folder: SweepStore) -> None:
+    """Object stores tell times in whole seconds, and of their own clock."""
+    key = put(folder, ALL)
+    at(folder, key, -60)  # or now, and this machine's clock is a minute late
     assert [collect(folder, SWEEP).num_read for _ in range(2)] == [1, 1]
-    os.utime(folder.files.path(key), ns=(now - 10**10, now - 10**10))
+    # something that was written later by the same clock
+    mark = folder.key("aggregate", "state.json")
+    folder.files.put(mark, b"{}")
+    at(folder, mark, -60)
+    assert [collect(folder, SWEEP).num_read for _ in range(2)] == [1, 1]
+    at(folder, mark, -58)
     assert [collect(folder, SWEEP).num_read for _ in range(2)] == [1, 0]
+
+
+def test_an_old_object_cannot_change_unseen(folder: SweepStore) -> None:
+    at(folder, put(folder, ALL), -3600)
+    assert [collect(folder, SWEEP).num_read for _ in range(2)] == [1, 0]
+
+
+def test_what_was_read_as_another_object_than_was_listed_is_read_again(tmp_path: Path) -> None:
+    plain = new_folder(tmp_path / "runs")
+    key, other = put(plain, ALL), put(plain, range(20), "other")
+
+    class Mistaken(LocalFiles):
+        """Gives another object's body."""
+
+        def get(self, asked: str) -> bytes | None:
+            return super().get(other if asked == key else asked)
+
+    wrong = collect(SweepStore(Mistaken(tmp_path / "runs"), SWEEP.id), SWEEP)
+    assert len(wrong.table) == 40
+    again = collect(plain, SWEEP)
+    assert (again.num_read, len(again.table)) == (1, 62)
 
 
 def test_a_store_that_cannot_be_written_is_collected_all_the_same(folder: SweepStore) -> None:
@@ -499,6 +532,17 @@ def test_a_listing_that_was_made_is_not_made_again(folder: SweepStore) -> None:
     entries: list[Entry] = folder.outcome_entries()
     put(folder, [0], "later")
     assert collect(folder, SWEEP, entries=entries).objects == 1
+
+
+def test_who_visits_every_sweep_accepts_what_a_launch_s_own_aggregator_did(
+    folder: SweepStore, run: Run
+) -> None:
+    put(folder, range(20))
+    put(folder, range(20, 42), "b", numerics_class="other")
+    typed = ("aggregate", "--all", "--store", folder.files.uri)
+    assert "2 numerics classes, which are not one map" in run(*typed, code=65).output
+    run("aggregate", SWEEP.id, "--store", folder.files.uri, "--allow-mixed")
+    assert "unchanged" in run(*typed).output
 
 
 # --- W&B ---

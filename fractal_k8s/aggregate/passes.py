@@ -25,7 +25,6 @@ from fractal_k8s.aggregate.record import (
 )
 from fractal_k8s.results.collect import Collected, collect
 from fractal_k8s.results.files import Entry
-from fractal_k8s.results.lineage import read_families
 from fractal_k8s.results.store import SweepStore
 from fractal_k8s.results.tally import Tally, TallyReader
 from fractal_k8s.sweep.assignment import Plan
@@ -38,6 +37,15 @@ PROGRESS_FILE: Final = "progress.json"
 _LARGE: Final = 10_000
 # Points that are worth new pictures, as a share of those that the last ones show.
 _WORTH_DRAWING: Final = 0.02
+
+
+# whether the last pass was told to accept several numerics classes as one map
+_ACCEPTED: Final = "allow_mixed"
+
+
+def accepts_mixed(folder: SweepStore) -> bool:
+    """Whether a pass was told to accept several numerics classes, so that others may, too."""
+    return read_record(folder).get(_ACCEPTED) is True
 
 
 @dataclass(frozen=True)
@@ -90,9 +98,7 @@ class Passes:
         return self._aggregate(entries, inputs)
 
     def _inputs(self, entries: list[Entry]) -> Inputs:
-        is_map = not self.plan.sweep.is_scattered
-        families = read_families(self.folder.files) if is_map else {}
-        return inputs_of(self.folder, self.plan, entries, families, self.allow_mixed)
+        return inputs_of(self.folder, self.plan, entries, self.allow_mixed)
 
     def _aggregate(self, entries: list[Entry], inputs: Inputs) -> Aggregation:
         from fractal_k8s.aggregate.one_pass import aggregate
@@ -111,6 +117,7 @@ class Passes:
             "known": int(done.grid.known.sum()),
             "problems": done.summary["problems"],
             "looked": None,
+            _ACCEPTED: self.allow_mixed,
         }
         update_record(self.folder, facts)
         return done

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from fractal_k8s import __version__
 from fractal_k8s.errors import StoreError
-from fractal_k8s.results.collect import FOLDER, are_settled
+from fractal_k8s.results.collect import FOLDER, are_settled, settled_before
 from fractal_k8s.results.files import Entry
-from fractal_k8s.results.lineage import Family, ancestors, children
+from fractal_k8s.results.lineage import family
 from fractal_k8s.results.store import MANIFEST_FILE, SUMMARY_FILE, SweepStore
 from fractal_k8s.sweep.assignment import Plan
 
@@ -47,29 +47,23 @@ class Inputs:
     others: str | None
 
 
-def inputs_of(
-    folder: SweepStore, plan: Plan, entries: list[Entry], families: Family, options: object
-) -> Inputs:
+def inputs_of(folder: SweepStore, plan: Plan, entries: list[Entry], options: object) -> Inputs:
     """What a summary would be made of now.
 
     Args:
         entries: the outcome objects as listed just now.
-        families: all sweeps of the store.
         options: of the pass.
     """
     notes = folder.files.entries(folder.key("notes"))
-    if not are_settled(notes):
+    horizon = settled_before(folder)
+    if not are_settled(notes, horizon):
         return Inputs(None, None)
     sweep = plan.sweep
-    origin = sweep.spec.origin
-    kin = [
-        *ancestors(families, sweep.id, origin.parent if origin else None),
-        "",
-        *children(families, sweep.id),
-    ]
+    # with the numbers of the others, which their next passes may change
+    kin = None if sweep.is_scattered else family(folder, plan, {})
     text = json.dumps([__version__, sweep.canonical_json(), _listed(notes), kin, repr(options)])
     others = hashlib.sha256(text.encode()).hexdigest()
-    if not are_settled(entries):
+    if not are_settled(entries, horizon):
         return Inputs(None, others)
     text = json.dumps([others, _listed(entries)])
     return Inputs(hashlib.sha256(text.encode()).hexdigest(), others)
