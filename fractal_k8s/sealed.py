@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -168,6 +168,16 @@ def read_whole(home: Path) -> Seal | None:
     except (CorruptError, OSError):
         return None
     return seal if whole else None
+
+
+def contents(homes: Iterable[Path]) -> list[str]:
+    """What folders hold by their seals, a line each; those without a seal are left out."""
+    lines = []
+    for home in homes:
+        with contextlib.suppress(CorruptError):
+            if (seal := read_seal(home)) is not None:
+                lines.append(f"{home} holds {seal.resolved}, sha256 {seal.digest[:12]}...")
+    return lines
 
 
 def damage(home: Path, seal: Seal, *, hashes: bool = True) -> dict[str, str]:
