@@ -14,21 +14,22 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from conftest import Run, mlp_sweep
-from fractal_k8s.aggregate import Aggregation, aggregate
+from fractal_k8s.aggregate import Aggregation
 from fractal_k8s.aggregate.every import aggregate_all
+from fractal_k8s.aggregate.passes import Passes
 from fractal_k8s.aggregate.until import JobsState, Watch, aggregate_until
 from fractal_k8s.errors import ClusterError, IncompleteError
 from fractal_k8s.results import schema
 from fractal_k8s.results.collect import collect
 from fractal_k8s.results.files import Entry, LocalFiles
 from fractal_k8s.results.outcome import Environment, Outcome
+from fractal_k8s.results.published import published_files
 from fractal_k8s.results.store import Store, SweepStore
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.deal import Deal
@@ -82,8 +83,8 @@ def summary_of(folder: SweepStore) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(place.iterdir())}
 
 
-def passed(folder: SweepStore, **options: Any) -> Aggregation:
-    return aggregate(folder, PLAN, keep=True, **options)
+def passed(folder: SweepStore) -> Aggregation:
+    return Passes(folder, PLAN, allow_mixed=False).whole()
 
 
 def rows_folder(folder: SweepStore) -> Path:
@@ -185,15 +186,46 @@ def test_many_passes_leave_few_files(folder: SweepStore, monkeypatch: pytest.Mon
     assert passed(folder).summary["complete"]
 
 
-def test_an_object_that_may_still_change_unseen_is_read_again(folder: SweepStore) -> None:
-    """Object stores tell times in whole seconds."""
-    key = put(folder, ALL)
+def at(folder: SweepStore, key: str, seconds: int) -> None:
+    """Gives a file a time as of an object store, in whole seconds from now."""
     assert isinstance(folder.files, LocalFiles)
-    now = time.time_ns() // 10**9 * 10**9
-    os.utime(folder.files.path(key), ns=(now, now))
+    when = (time.time_ns() // 10**9 + seconds) * 10**9
+    os.utime(folder.files.path(key), ns=(when, when))
+
+
+def test_an_object_that_may_still_change_unseen_is_read_again(folder: SweepStore) -> None:
+    """Object stores tell times in whole seconds, and of their own clock."""
+    key = put(folder, ALL)
+    at(folder, key, -60)  # or now, and this machine's clock is a minute late
     assert [collect(folder, SWEEP).num_read for _ in range(2)] == [1, 1]
-    os.utime(folder.files.path(key), ns=(now - 10**10, now - 10**10))
+    # something that was written later by the same clock
+    mark = folder.key("aggregate", "state.json")
+    folder.files.put(mark, b"{}")
+    at(folder, mark, -60)
+    assert [collect(folder, SWEEP).num_read for _ in range(2)] == [1, 1]
+    at(folder, mark, -58)
     assert [collect(folder, SWEEP).num_read for _ in range(2)] == [1, 0]
+
+
+def test_an_old_object_cannot_change_unseen(folder: SweepStore) -> None:
+    at(folder, put(folder, ALL), -3600)
+    assert [collect(folder, SWEEP).num_read for _ in range(2)] == [1, 0]
+
+
+def test_what_was_read_as_another_object_than_was_listed_is_read_again(tmp_path: Path) -> None:
+    plain = new_folder(tmp_path / "runs")
+    key, other = put(plain, ALL), put(plain, range(20), "other")
+
+    class Mistaken(LocalFiles):
+        """Gives another object's body."""
+
+        def get(self, asked: str) -> bytes | None:
+            return super().get(other if asked == key else asked)
+
+    wrong = collect(SweepStore(Mistaken(tmp_path / "runs"), SWEEP.id), SWEEP)
+    assert len(wrong.table) == 40
+    again = collect(plain, SWEEP)
+    assert (again.num_read, len(again.table)) == (1, 62)
 
 
 def test_a_store_that_cannot_be_written_is_collected_all_the_same(folder: SweepStore) -> None:
@@ -242,14 +274,14 @@ def test_rows_of_the_same_time_are_chosen_by_content(tmp_path: Path) -> None:
 # one pass after another in a process, to be killed
 _PASSES = """
 import sys
-from fractal_k8s.aggregate import aggregate
+from fractal_k8s.aggregate.passes import Passes
 from fractal_k8s.results.store import Store
 folder, plan = Store(sys.argv[1]).plan(sys.argv[2])
 print("ready", flush=True)
 for number in range(int(sys.argv[3])):
-    for name in ("aggregate",) if number % 2 else ():
-        folder.files.remove(folder.key(name))
-    aggregate(folder, plan, keep=True)
+    if number % 2:
+        folder.files.remove(folder.key("aggregate", "rows"))
+    Passes(folder, plan, allow_mixed=False).whole()
 """
 
 
@@ -280,8 +312,8 @@ def test_two_at_once_do_no_harm(folder: SweepStore) -> None:
     assert passed(folder).digest
 
 
-def test_killed_at_any_moment_it_leaves_a_summary_that_can_be_read(folder: SweepStore) -> None:
-    """A summary of the outcomes before, of those after, or the files of one beside the other's."""
+def test_killed_at_any_moment_it_leaves_a_whole_summary(folder: SweepStore) -> None:
+    """That of the outcomes before or of those after, and every file by itself is whole."""
     for shard in range(6):
         put(folder, range(shard, 36, 6), f"s{shard}")
     passed(folder)
@@ -299,11 +331,13 @@ def test_killed_at_any_moment_it_leaves_a_summary_that_can_be_read(folder: Sweep
         child.kill()
         child.wait()
         child.stdout.close()
-        found = {name: data for name, data in summary_of(folder).items() if name in FILES}
-        assert set(found) == FILES
-        for name, data in found.items():
+        lying = {name: data for name, data in summary_of(folder).items() if name in FILES}
+        assert set(lying) == FILES
+        for name, data in lying.items():
             assert data in (before[name], after[name]), name
-        assert folder.read_summary() is not None
+        published = published_files(folder)
+        assert published is not None
+        assert published.files in (before, after)
     passed(folder)
     assert {name: data for name, data in summary_of(folder).items() if name in FILES} == after
 
@@ -495,7 +529,7 @@ def test_a_listing_that_was_made_is_not_made_again(folder: SweepStore) -> None:
     put(folder, ALL)
     entries: list[Entry] = folder.outcome_entries()
     put(folder, [0], "later")
-    assert aggregate(folder, PLAN, entries=entries).objects == 1
+    assert collect(folder, SWEEP, entries=entries).objects == 1
 
 
 # --- W&B ---

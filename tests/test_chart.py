@@ -17,11 +17,13 @@ import yaml
 import fractal_k8s
 import record
 from conftest import mlp_sweep
+from fractal_k8s.data.docvqa import hub_set
 from fractal_k8s.errors import SweepError
-from fractal_k8s.manifest import labels, pod
+from fractal_k8s.manifest import aggregator, labels, pod
 from fractal_k8s.manifest.rbac import GROUP
 from fractal_k8s.manifest.settings import JobSettings, make_settings
 from fractal_k8s.manifest.site import parse_site
+from fractal_k8s.references import parse_reference
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.deal import Deal
 from helm import CHART, RELEASE, VALUES, Helm, Object, environment, one, pod_specs
@@ -40,6 +42,8 @@ EVERYTHING = ("-f", CHART / "ci" / "everything-values.yaml")
 NOTHING = ("-f", CHART / "ci" / "nothing-values.yaml")
 KIND = ("-f", CHART / "ci" / "kind-values.yaml")
 COREWEAVE = ("-f", CHART / "values-coreweave.yaml")
+# for sources that are folders
+SOURCE = ("--set", "fill.sourceClaim=fractal-source")
 
 
 def settings_of(items: list[Object]) -> JobSettings:
@@ -158,9 +162,30 @@ def test_only_the_store_must_be_given(helm: Helm) -> None:
         ("image.digest=sha256:12", "digest"),
         ("rbac.create=yes", "create"),
         ("aggregator.schedule=hourly", "schedule"),
-        ("store.uri=s3://key:secret@bucket/p", "uri"),
-        ("store.uri=/runs", "uri"),
-        ("model.source=s3://key:secret@bucket/p", "source"),
+        ("store.uri=s3://key:hush@bucket/p", "store.uri: must be s3://BUCKET/PREFIX"),
+        ("store.uri=s3://b/p?secret_key=hush", "store.uri: must be s3://BUCKET/PREFIX"),
+        ("store.uri=s3://b/p?endpoint=http://key:hush@host", "store.uri: must be s3://"),
+        ("store.uri=s3://b/p?adressing=path", "store.uri: must be s3://BUCKET/PREFIX"),
+        ("store.uri=s3://b/p?addressing=paths", "addressing=path or virtual"),
+        ("store.uri=/runs", "store.uri: must be"),
+        ("store.clientUri=s3://b/p?secret_key=hush", "store.clientUri: must be a bucket"),
+        ("model.source=s3://key:hush@bucket/p", "model.source: must be wandb:ENTITY/"),
+        ("model.source=wanb:E/P/N:v7", "model.source: must be wandb:ENTITY/PROJECT/NAME:VERSION"),
+        ("model.source=wandb:E/P/N", "model.source: must be wandb:ENTITY/PROJECT/NAME:VERSION"),
+        ("model.source=hf:a/b", "hf:REPO@REVISION"),
+        ("model.source=models/d20", "model.source: must be"),
+        ("model.source=/source/d20", "/source/d20 lies in a claim; name it with fill.sourceClaim"),
+        ("dataset.source=docvqua", "dataset.source: must be docvqa, docvqa@REVISION"),
+        ("dataset.source=conversations:train.jsonl", "dataset.source: must be"),
+        ("dataset.source=conversations:/source/t.jsonl", "name it with fill.sourceClaim"),
+        ("model.path=/models/d20", "path"),
+        ("dataset.path=conversations:/elsewhere/train.jsonl", "path"),
+        ("podLabels.team=a b", "podLabels"),
+        ("fill.nodeSelector.pool=a/b", "nodeSelector"),
+        ("settings.tolerations[0].value=gpu", "operator"),
+        ("kueue.minParallelism=2", "kueue.minParallelism: needs a kueue.queue"),
+        ("model=null", "model"),
+        ("aggregator.schedule=null", "schedule"),
         ("fill.env.HF_TOKEN=hf_x", "HF_TOKEN"),
         ("settings.env.MY_SECRET=x", "MY_SECRET"),
         ("aggregator.env.FRACTAL_K8S_WEBHOOK=x", "FRACTAL_K8S_WEBHOOK"),
@@ -173,7 +198,68 @@ def test_only_the_store_must_be_given(helm: Helm) -> None:
     ],
 )
 def test_mistakes_are_refused(each_helm: Helm, wrong: str, said: str) -> None:
-    assert said in each_helm("template", CHART, *STORE, "--set", wrong, code=1)
+    told = each_helm("template", CHART, *STORE, "--set", wrong, code=1)
+    assert said in told
+    assert "hush" not in told
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "wandb:ENTITY/PROJECT/NAME:v7",
+        "wandb:my-team/llm/sft:latest",
+        "hf:gpt2@main",
+        "hf:karpathy/nanochat-d32@main:base/d32",
+        "hf:a/b@refs/pr/1",
+        "s3://bucket",
+        "s3://models/d20@0123456789ab?endpoint=http://cwlota.com&region=US-EAST-04A",
+        "s3://models/d20?addressing=path",
+    ],
+)
+def test_the_chart_takes_the_models_that_the_program_takes(helm: Helm, source: str) -> None:
+    assert parse_reference(source) is not None
+    (fill,) = pod_specs(helm.objects(*STORE, "--set", f"model.source={source}"))["cache-fill"][
+        "containers"
+    ]
+    assert fill["args"][4:6] == ["--model", source]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "docvqa",
+        "docvqa@main",
+        "hf:morgan/docvqa-nanochat@0123456789abcdef0123456789abcdef01234567",
+        "conversations:/data/train.jsonl",
+        "conversations:s3://bucket/chats/train.ndjson?region=us-east-1",
+    ],
+)
+def test_the_chart_takes_the_data_that_the_program_takes(helm: Helm, source: str) -> None:
+    assert hub_set(source) is not None or source.startswith("conversations:")
+    helm.objects(*STORE, "--set", f"dataset.source={source}")
+
+
+def test_what_needs_a_value_keeps_one(helm: Helm) -> None:
+    """`--set x=null` takes a default away: the schema wants what the templates need."""
+    free = ["rbac.groups"]
+
+    def look(path: str, node: Object, values: Object) -> None:
+        for key, value in values.items():
+            place = f"{path}.{key}".lstrip(".")
+            if value in ("", {}, []):
+                free.append(place)
+            elif place not in free:
+                assert key in node["required"], place
+            inner = node["properties"][key]
+            if "properties" in inner:
+                look(place, inner, value)
+
+    look("", schema(), default_values())
+    none = ",".join(f"{place}=null" for place in free if place != "store.uri")
+    items = helm.objects(*STORE, "--set", none)
+    for item in items:
+        kubernetes_validate.validate(item, VERSIONS[-1], strict=True)
+    assert settings_of(items).gpus == JobSettings().gpus
 
 
 def test_every_map_in_the_schema_is_closed_or_free_on_purpose() -> None:
@@ -343,9 +429,62 @@ def test_a_dollar_stays_one(helm: Helm) -> None:
     found = {entry["name"]: expand(entry["value"]) for entry in fill["env"] if "value" in entry}
     assert found["PRICE"] == "$(HOME) 5$"
     assert found["COUNT"] == "3"
-    sources = helm.objects(*STORE, "--set", "model.source=/source/$(HOME)")
+    sources = helm.objects(*STORE, *SOURCE, "--set", "model.source=/source/$(HOME)")
     (fill,) = pod_specs(sources)["cache-fill"]["containers"]
     assert "/source/$(HOME)" in [expand(word) for word in fill["args"]]
+
+
+def test_numbers_stay_as_they_are_written(helm: Helm, tmp_path: Path) -> None:
+    """Numbers in a file are floating ones to helm, which writes 1e+06 for them."""
+    given = {"ACCOUNT": 123456789012, "MANY": 1_000_000, "SOME": 1.5, "ON": True, "TEXT": "1e6"}
+    wanted = {"ACCOUNT": "123456789012", "MANY": "1000000", "SOME": "1.5", "ON": "true"}
+    wanted["TEXT"] = "1e6"
+    path = tmp_path / "numbers.yaml"
+    path.write_text(json.dumps({part: {"env": given} for part in ("fill", "aggregator")}))
+    items = helm.objects(*STORE, "-f", path)
+    for name in ("cache-fill", "aggregator"):
+        assert environment(pod_specs(items)[name]).items() >= wanted.items()
+    path = tmp_path / "settings.yaml"
+    path.write_text(json.dumps({"settings": {"env": given}}))
+    items = helm.objects(*STORE, "-f", path)
+    assert settings_of(items).env == wanted
+    assert environment(pod_specs(items)["store"]).items() >= wanted.items()
+
+
+def test_names_that_look_like_numbers_stay_names(helm: Helm) -> None:
+    places = (
+        *(
+            "store.existingSecret",
+            "store.existingClaim",
+            "wandb.existingSecret",
+            "image.pullSecret",
+        ),
+        *("huggingFace.existingSecret", "notify.existingSecret", "fill.sourceClaim"),
+        *("model.claim.name", "model.claim.storageClass", "serviceAccounts.aggregator.name"),
+        *("serviceAccounts.worker.name", "priorityClass", "kueue.queue", "kueue.priorityClass"),
+    )
+    given = [word for place in places for word in ("--set-string", f"{place}=123")]
+    items = helm.objects(*STORE, *given, "--set", "model.source=hf:a/b@c", namespace="456")
+    for item in items:
+        kubernetes_validate.validate(item, VERSIONS[-1], strict=True)
+    assert settings_of(items).priority_class == "123"
+
+
+def test_the_test_of_the_store_comes_first_and_runs_where_the_aggregator_does(helm: Helm) -> None:
+    """Helm stops at the first that fails, and caches may take hours."""
+    items = helm.objects(*EVERYTHING)
+    specs = pod_specs(items)
+    weights = {
+        item["metadata"]["name"].partition("-test-")[2]: int(
+            item["metadata"]["annotations"].get("helm.sh/hook-weight", 0)
+        )
+        for item in items
+        if item["kind"] == "Pod"
+    }
+    assert weights["store"] < weights["caches"]
+    for name in weights:
+        for key in ("nodeSelector", "tolerations"):
+            assert specs[name][key] == specs["aggregator"][key]
 
 
 def test_a_variable_of_one_s_own_takes_the_place_of_the_chart_s(helm: Helm) -> None:
@@ -394,6 +533,16 @@ def test_the_aggregator_runs_once_at_a_time_and_not_for_ever(helm: Helm) -> None
     assert {"name": "store", "mountPath": "/store", "readOnly": False} in container["volumeMounts"]
 
 
+def test_the_aggregator_makes_the_map_that_a_launch_s_own_makes(helm: Helm) -> None:
+    """Or the two would take turns with different maps of the same outcomes."""
+    for mixed in ("true", "false"):
+        items = helm.objects(*STORE, "--set", f"settings.allow_mixed={mixed}")
+        launched = aggregator.arguments(Plan(mlp_sweep(), Deal()), settings_of(items))
+        (container,) = pod_specs(items)["aggregator"]["containers"]
+        asked = {*container["args"]} - {"--all"}
+        assert asked == {*launched} - {"--until-complete", mlp_sweep().id}
+
+
 # --- names ---
 
 
@@ -410,6 +559,11 @@ def test_long_names_fit_and_stay_apart(helm: Helm) -> None:
     assert max(map(len, first + second)) <= 63
 
 
+def test_a_release_may_have_dots_and_a_host_s_name_none(helm: Helm) -> None:
+    for release in ("my.release", f"{'r' * 30}.{'s' * 20}"):
+        assert not [name for name in names(helm.objects(*STORE, release=release)) if "." in name]
+
+
 def test_names_begin_with_the_release_but_for_what_launch_looks_for(helm: Helm) -> None:
     found = names(helm.objects(*STORE, release="ours"))
     shared = {labels.SITE, "fractal-model", "fractal-dataset"}
@@ -417,7 +571,7 @@ def test_names_begin_with_the_release_but_for_what_launch_looks_for(helm: Helm) 
 
 
 def fill_name(helm: Helm, *options: str | Path) -> str:
-    (name,) = names(helm.objects(*STORE, *options), "Job")
+    (name,) = names(helm.objects(*STORE, *SOURCE, *options), "Job")
     return name
 
 
@@ -448,7 +602,7 @@ def test_a_new_version_of_the_chart_fills_nothing_again(helm: Helm, tmp_path: Pa
     shutil.copytree(CHART, tmp_path / "chart")
     about = tmp_path / "chart" / "Chart.yaml"
     about.write_text(re.sub(r"^version: .*", "version: 9.9.9", about.read_text(), flags=re.M))
-    text = helm("template", RELEASE, tmp_path / "chart", "-n", "fractal", *STORE)
+    text = helm("template", RELEASE, tmp_path / "chart", "-n", "fractal", *STORE, *SOURCE)
     assert "fractal-cache-9.9.9" in text
     assert fill_name(helm) in text
 
@@ -457,8 +611,8 @@ def test_a_hook_is_only_made_when_asked_for(helm: Helm) -> None:
     assert "annotations" not in one(helm.objects(*STORE), "Job")["metadata"]
     hook = one(helm.objects(*EVERYTHING), "Job")["metadata"]["annotations"]
     assert hook == {
-        "helm.sh/hook": "post-install,post-upgrade",
-        "helm.sh/hook-delete-policy": "before-hook-creation,hook-succeeded",
+        "helm.sh/hook": "post-install,post-upgrade,post-rollback",
+        "helm.sh/hook-delete-policy": "before-hook-creation",
     }
 
 
@@ -534,8 +688,8 @@ def test_nobody_but_those_named_is_bound(helm: Helm) -> None:
 
 def selects(policy: Object, found: dict[str, str]) -> bool:
     selector = policy["spec"]["podSelector"]
-    plain = all(found.get(key) == value for key, value in selector["matchLabels"].items())
-    return plain and all(
+    wanted = selector.get("matchLabels", {})
+    return all(found.get(key) == value for key, value in wanted.items()) and all(
         found.get(each["key"]) in each["values"] for each in selector.get("matchExpressions", [])
     )
 
@@ -547,11 +701,13 @@ def test_each_policy_is_for_its_pods_and_no_others(helm: Helm) -> None:
     cron = one(items, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
     worker = rendered().job["spec"]["template"]["metadata"]["labels"]
     launched = {**worker, labels.COMPONENT: "aggregator"}
+    (test, _) = [item["metadata"]["labels"] for item in items if item["kind"] == "Pod"]
     for found, part in (
         (job, "fill"),
         (cron, "aggregator"),
         (worker, "worker"),
         (launched, "aggregator"),
+        (test, "worker"),  # or it would pass where workers cannot reach the store
     ):
         chosen = [policy["metadata"]["name"] for policy in policies if selects(policy, found)]
         assert [name.rpartition("-")[2] for name in chosen] == [part]
@@ -573,6 +729,14 @@ def test_policies_let_out_what_is_needed_and_nothing_in(helm: Helm) -> None:
         assert ports == ([[443, 6443]] if part == "aggregator" else []) + [[80], [80, 8080]]
 
 
+def test_pods_of_sweeps_may_be_kept_from_the_internet(helm: Helm) -> None:
+    items = helm.objects(*EVERYTHING, "--set", "networkPolicy.workersOutside=false")
+    for part, ports in (("worker", [53, 80, 80, 8080]), ("fill", [53, 443, 80, 80, 8080])):
+        rules = one(items, "NetworkPolicy", f"-{part}")["spec"]["egress"]
+        tcp = [port for rule in rules for port in rule["ports"] if port["protocol"] == "TCP"]
+        assert [port["port"] for port in tcp] == ports
+
+
 # --- what people read ---
 
 GUIDE = (ROOT / "docs" / "chart.md").read_text()
@@ -581,13 +745,24 @@ GUIDE = (ROOT / "docs" / "chart.md").read_text()
 def test_the_notes_say_what_to_type_and_nothing_secret(helm: Helm) -> None:
     options = ("install", RELEASE, CHART, "-n", "ours", "--dry-run=client")
     notes = helm(*options, *EVERYTHING).partition("NOTES:")[2]
-    assert fill_name(helm, *EVERYTHING) in notes
+    (fill,) = names(helm.objects(*EVERYTHING), "Job")
+    assert fill in notes
     for name in ("store", "wandb", "hub", "webhook", "registry"):
         assert f"kubectl -n ours get secret fractal-{name}\n" in notes
     assert "helm test fractal-cache -n ours" in notes
+    assert "key of W&B" not in notes
+    assert "names no registry" not in notes
     little = helm(*options, *NOTHING).partition("NOTES:")[2]
     assert "Secrets" not in little
     assert "fill" not in little
+
+
+def test_the_notes_say_what_would_fail_later(helm: Helm) -> None:
+    source = ("--set", "model.source=wandb:ENTITY/PROJECT/NAME:v7")
+    options = ("install", RELEASE, CHART, "--dry-run=client", *STORE, *source)
+    notes = helm(*options).partition("NOTES:")[2]
+    assert "wandb:ENTITY/PROJECT/NAME:v7 is fetched without a key of W&B" in notes
+    assert "The image fractal-k8s:0.1.0 names no registry" in notes
 
 
 def shown_helm_lines() -> list[list[str]]:

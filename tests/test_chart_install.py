@@ -112,6 +112,28 @@ def install(helm: Helm, standin: StandIn, values: Path, *options: str) -> str:
     return helm.on_cluster("install", RELEASE, CHART, "-f", values, *options)
 
 
+def sources(golden: Path, volumes: dict[str, Path]) -> list[str]:
+    """Options that fill both caches from a claim, which gets the files."""
+    shutil.copytree(golden, volumes["fractal-source"] / "model")
+    shutil.copy(golden / "conversations.jsonl", volumes["fractal-source"] / "train.jsonl")
+    given = {
+        "model.source": "/source/model",
+        "dataset.source": "conversations:/source/train.jsonl",
+        "fill.sourceClaim": "fractal-source",
+    }
+    return [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
+
+
+def fills(standin: StandIn) -> list[str]:
+    """Names of the fill Jobs."""
+    found = standin.objects.list("jobs")
+    return [
+        each["metadata"]["name"]
+        for each in found
+        if each["metadata"]["labels"].get(labels.COMPONENT) == labels.CACHE_FILL
+    ]
+
+
 def claims(standin: StandIn) -> set[str]:
     return {item["metadata"]["name"] for item in standin.objects.list("persistentvolumeclaims")}
 
@@ -136,18 +158,15 @@ def test_from_install_to_uninstall(
     golden: Path,
     tmp_path: Path,
 ) -> None:
-    """What an owner and a user type: nobody copies anything, and a launch needs no options."""
-    shutil.copytree(golden, volumes["fractal-source"] / "model")
-    shutil.copy(golden / "conversations.jsonl", volumes["fractal-source"] / "train.jsonl")
-    sources = {
-        "model.source": "/source/model",
-        "dataset.source": "conversations:/source/train.jsonl",
-        "fill.sourceClaim": "fractal-source",
-    }
-    options = [word for key, value in sources.items() for word in ("--set", f"{key}={value}")]
+    """What an owner and a user type: nobody copies anything, and a launch needs no options.
+
+    The user is bound to the chart's Role and to nothing else.
+    """
+    ann = standin.add_user("ann")
+    options = [*sources(golden, volumes), "--set", "rbac.users={ann}"]
     notes = install(helm, standin, values, *options)
     assert "fractal-k8s launch --res 128 --context NAME -n fractal" in notes
-    (job,) = [item["metadata"]["name"] for item in standin.objects.list("jobs")]
+    (job,) = fills(standin)
     assert f"kubectl -n fractal logs -f job/{job}" in notes
     assert job_ended(standin, job) == "Complete"
     assert (volumes["fractal-dataset"] / "train.jsonl").read_bytes() == (
@@ -156,11 +175,13 @@ def test_from_install_to_uninstall(
     assert helm.on_cluster("test", RELEASE, "--timeout", "60s").count("Succeeded") == 2
     assert [pod["metadata"]["name"][:18] for pod in standin.objects.list("pods")] == [job[:18]]
 
-    told = run("doctor", "--context", ADMIN).output
+    told = run("doctor", "--context", ann).output
     assert "ConfigMap fractal/fractal-k8s-site" in told
-    assert "ready: fractal-k8s launch --res 128 --context standin" in told
+    assert "ready: fractal-k8s launch --res 128 --context ann" in told
+    assert f"Job {job}: complete" in run("cache", "status", "--context", ann).output
+    assert job in run("cache", "verify", "--context", ann).output
     (tmp_path / "sweep.toml").write_text(SWEEP)
-    sent = run("launch", "sweep.toml", "--res", "2", "--context", ADMIN, "--json")
+    sent = run("launch", "sweep.toml", "--res", "2", "--context", ann, "--json")
     sweep_id = json.loads(sent.stdout)["sweep"]
     spec = standin.objects.get("jobs", NAMESPACE, sweep_id)["spec"]["template"]["spec"]
     assert spec["serviceAccountName"] == "fractal-cache-worker"
@@ -191,6 +212,8 @@ def test_a_test_fails_until_the_caches_are_whole(
     assert "Nothing fills the claim fractal-model: set model.source" in notes
     said = each_helm.on_cluster("test", RELEASE, "--timeout", "60s", code=1)
     assert "pod fractal-cache-test-caches failed" in said
+    store = standin.kubelet.log_path(NAMESPACE, "fractal-cache-test-store").read_text()
+    assert "no sweeps in" in store  # it was looked at first
     log = standin.kubelet.log_path(NAMESPACE, "fractal-cache-test-caches").read_text()
     assert log.count("it is not filled (yet): workers would wait") == 2
     fill_by_hand(golden, volumes)
@@ -209,22 +232,117 @@ def test_another_release_takes_kept_claims_by_name(
     each_helm.on_cluster("install", "other", CHART, "-f", values, *reuse)
     text = standin.objects.get("configmaps", NAMESPACE, labels.SITE)["data"][labels.SITE_KEY]
     assert yaml.safe_load(text)["model_claim"] == "fractal-model"
+    each_helm.on_cluster("uninstall", "other")
+    install(each_helm, standin, values)  # they are still the first release's
 
 
 def test_what_is_filled_may_change_with_an_upgrade(
     each_helm: Helm, standin: StandIn, values: Path
 ) -> None:
     """A Job cannot be changed: the new one has another name, and the old one goes."""
-    fills = []
+    names = []
     standin.kubelet.claims.clear()  # the pods wait, and nothing is filled
-    for command, source in (("install", "one"), ("upgrade", "one"), ("upgrade", "two")):
-        each_helm.kubeconfig = standin.kubeconfig
-        change = ("--set", f"model.source=/source/{source}")
-        each_helm.on_cluster(command, RELEASE, CHART, "-f", values, *change)
-        (job,) = standin.objects.list("jobs")
-        fills.append(job["metadata"]["name"])
-        assert job["metadata"]["labels"][labels.COMPONENT] == "cache-fill"
-    assert fills[0] == fills[1] != fills[2]
+    each_helm.kubeconfig = standin.kubeconfig
+    for command, change in (
+        ("install", "model.source=/data/one"),
+        ("upgrade", "model.source=/data/one"),
+        ("upgrade", "model.source=/data/two"),
+        ("upgrade", "model.source=/data/two,image.tag=0.2.0"),
+        ("upgrade", "model.source=/data/two,image.tag=0.2.0,fill.resources.limits.memory=2Gi"),
+    ):
+        each_helm.on_cluster(command, RELEASE, CHART, "-f", values, "--set", change)
+        names += fills(standin)
+    assert len(names) == 5
+    assert names[0] == names[1]
+    assert len({*names}) == 4
+
+
+def test_a_rollback_brings_the_former_settings_and_fill_job_back(
+    each_helm: Helm, standin: StandIn, values: Path
+) -> None:
+    standin.kubelet.claims.clear()
+    install(each_helm, standin, values, "--set", "model.source=/data/one,settings.gpus=1")
+    first = fills(standin)
+    change = ("--set", "model.source=/data/two,settings.gpus=3")
+    each_helm.on_cluster("upgrade", RELEASE, CHART, "-f", values, *change)
+    assert fills(standin) != first
+    each_helm.on_cluster("rollback", RELEASE, "1")
+    assert fills(standin) == first
+    text = standin.objects.get("configmaps", NAMESPACE, labels.SITE)["data"][labels.SITE_KEY]
+    assert yaml.safe_load(text)["gpus"] == 1
+
+
+def test_another_claim_is_left_with_an_upgrade_not_with_a_rollback(
+    each_helm: Helm, standin: StandIn, values: Path
+) -> None:
+    """As the guide says: helm does not roll back to a claim that it was told to keep."""
+    install(each_helm, standin, values)
+    other = ("--set", "model.claim.name=other")
+    each_helm.on_cluster("upgrade", RELEASE, CHART, "-f", values, *other)
+    said = each_helm.on_cluster("rollback", RELEASE, "1", code=1)
+    assert 'PersistentVolumeClaim with the name "fractal-model"' in said
+    each_helm.on_cluster("upgrade", RELEASE, CHART, "-f", values)
+    text = standin.objects.get("configmaps", NAMESPACE, labels.SITE)["data"][labels.SITE_KEY]
+    assert yaml.safe_load(text)["model_claim"] == "fractal-model"
+    assert {"fractal-model", "other"} <= claims(standin)
+
+
+def test_a_second_release_in_a_namespace_is_refused_whole(
+    each_helm: Helm, standin: StandIn, values: Path
+) -> None:
+    install(each_helm, standin, values)
+    before = {item["metadata"]["name"] for item in standin.objects.list("serviceaccounts")}
+    others = ("--set", "model.claim.name=m2,dataset.claim.name=d2")
+    said = each_helm.on_cluster("install", "second", CHART, "-f", values, *others, code=1)
+    assert 'ConfigMap "fractal-k8s-site" in namespace "fractal" exists' in said
+    assert {item["metadata"]["name"] for item in standin.objects.list("serviceaccounts")} == before
+    assert claims(standin).isdisjoint({"m2", "d2"})
+
+
+def test_a_fill_job_that_has_failed_is_made_again_as_the_guide_says(
+    helm: Helm,
+    standin: StandIn,
+    values: Path,
+    volumes: dict[str, Path],
+    golden: Path,
+    kubectl_binary: Path,
+    tmp_path: Path,
+) -> None:
+    options = sources(golden, volumes)
+    model = volumes["fractal-source"] / "model"
+    model.rename(model.with_name("late"))
+    install(helm, standin, values, *options)
+    (job,) = fills(standin)
+    assert job_ended(standin, job) == "Failed"
+    model.with_name("late").rename(model)
+    upgrade = ("upgrade", RELEASE, CHART, "-f", values, *options)
+    helm.on_cluster(*upgrade)  # the same Job: nothing happens
+    assert job_ended(standin, job) == "Failed"
+    kubectl = kubectl_on(kubectl_binary, standin.kubeconfig, tmp_path)
+    kubectl("-n", NAMESPACE, "delete", "job", "-l", "app.kubernetes.io/component=cache-fill")
+    helm.on_cluster(*upgrade)
+    assert job_ended(standin, job) == "Complete"
+
+
+def test_a_hook_fills_before_helm_returns_and_can_be_asked_later(
+    helm: Helm,
+    run: Run,
+    standin: StandIn,
+    values: Path,
+    volumes: dict[str, Path],
+    golden: Path,
+    kubectl_binary: Path,
+    tmp_path: Path,
+) -> None:
+    hook = [*sources(golden, volumes), "--set", "fill.hook=true"]
+    notes = install(helm, standin, values, *hook, "--timeout", "120s")
+    (job,) = fills(standin)
+    assert (volumes["fractal-model"] / "READY").exists()
+    (command,) = [line.strip() for line in notes.splitlines() if "kubectl" in line]
+    kubectl = kubectl_on(kubectl_binary, standin.kubeconfig, tmp_path)
+    assert "ready" in kubectl(*command.split()[1:]).stdout
+    assert f"Job {job}: complete" in run("cache", "status", "--context", ADMIN).output
+    assert job in run("cache", "verify", "--context", ADMIN).output
 
 
 def test_the_end_of_a_fill_job_deletes_nothing(
@@ -232,7 +350,7 @@ def test_the_end_of_a_fill_job_deletes_nothing(
 ) -> None:
     """Once the Job's time is over an upgrade makes it again; the claims are there all along."""
     fill_by_hand(golden, volumes)
-    source = ("--set", "model.source=/source/model", "--set", "fill.keepSeconds=0")
+    source = ("--set", "model.source=/data/model", "--set", "fill.keepSeconds=0")
     install(helm, standin, values, *source)
     names = [item["metadata"]["name"] for item in standin.objects.list("jobs")]
     wait_for("the Job's time to be over", lambda: not standin.objects.list("jobs"))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from conftest import Run, mlp_sweep
-from fractal_k8s.aggregate import aggregate
+from fractal_k8s.aggregate.passes import Passes
 from fractal_k8s.errors import StoreError
 from fractal_k8s.results.copy import copy_sweep
 from fractal_k8s.results.files import LocalFiles
@@ -26,7 +26,7 @@ def stored(folder: SweepStore) -> SweepStore:
     for shard in range(6):
         put(folder, range(shard, 42, 6), f"s{shard}")
     folder.files.put(folder.log_key("s0", "1"), b'{"time": "2026"}\n')
-    aggregate(folder, PLAN, keep=True)
+    Passes(folder, PLAN, allow_mixed=False).whole()
     return folder
 
 
@@ -88,10 +88,11 @@ def test_a_flipped_byte_is_fetched_again(stored: SweepStore, tmp_path: Path) -> 
 def test_what_is_damaged_is_named(stored: SweepStore, run: Run, tmp_path: Path) -> None:
     stored.files.put(stored.outcome_key("bad", "1"), b"noise")
     stored.files.put(stored.key("summary", "map.png"), b"noise")
+    stored.files.remove(stored.key("aggregate"))
     typed = ("fetch", "small", "--store", stored.files.uri, "--to", str(tmp_path / "copy"))
     output = run(*typed, code=65).output
     assert "bad-1.parquet: not a readable outcomes file" in output
-    assert "summary/map.png is not the one of manifest.json" in output
+    assert "summary/map.png is missing or not the one of manifest.json" in output
     run(*typed, code=65)  # and again
 
 

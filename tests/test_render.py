@@ -121,12 +121,12 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
         yield cluster
 
 
-def install_site(api: StandIn, text: str) -> None:
+def install_site(api: StandIn, text: str, key: str = labels.SITE_KEY) -> None:
     body = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": labels.SITE, "namespace": "fractal"},
-        "data": {labels.SITE_KEY: text},
+        "data": {key: text},
     }
     api.objects.create("configmaps", body)
 
@@ -164,6 +164,12 @@ def test_a_site_with_mistakes_is_told(run: Run, api: StandIn, text: str, part: s
     result = run("render", "--context", "standin", code=2)
     assert part in result.stderr
     assert "hush" not in result.stderr
+
+
+def test_a_site_under_another_key_is_not_taken_for_none(run: Run, api: StandIn) -> None:
+    install_site(api, "gpus: 8", key="settings.yml")
+    said = run("render", "--context", "standin", code=2).stderr
+    assert "ConfigMap fractal/fractal-k8s-site: has no key settings.yaml" in said
 
 
 def test_the_namespace_of_a_cluster_has_an_option_of_its_own(run: Run, api: StandIn) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
@@ -94,7 +95,8 @@ def commands_with_a_cluster() -> set[str]:
     found = set()
     for name in cli.COMMANDS:
         command = importlib.import_module(f"fractal_k8s.cli.{name.replace('-', '_')}").command
-        if any(parameter.name == "context" for parameter in command.params):
+        below = command.commands.values() if isinstance(command, click.Group) else ()
+        if any(option.name == "context" for each in (command, *below) for option in each.params):
             found.add(name)
     return found
 
@@ -160,6 +162,31 @@ def plant_pods(standin: StandIn, job: str, sweep: str) -> None:
         )
 
 
+def plant_fill(standin: StandIn, job: str) -> None:
+    """A Job that fills the claim `late`, and its pod, which has ended."""
+    volume = {"name": "model", "persistentVolumeClaim": {"claimName": "late"}}
+    container = {"name": labels.FILL_CONTAINER, "image": "i:1", "args": ["cache", "fill"]}
+    spec = {"containers": [container], "volumes": [volume], "restartPolicy": "Never"}
+    kind = {labels.COMPONENT: labels.CACHE_FILL}
+    plant(
+        standin,
+        "jobs",
+        "Job",
+        job,
+        meta={"labels": kind},
+        spec={"template": {"metadata": {"labels": kind}, "spec": spec}},
+    )
+    plant(
+        standin,
+        "pods",
+        "Pod",
+        f"{job}-x",
+        meta={"labels": {**kind, labels.JOB_NAME: job}},
+        spec={"containers": [container]},
+        status={"phase": "Succeeded"},
+    )
+
+
 def finish(standin: StandIn, job: str) -> None:
     body = standin.objects.get("jobs", "fractal", job)
     condition = {"type": "Failed", "status": "True", "reason": "FailedIndexes"}
@@ -186,6 +213,11 @@ def test_every_command_needs_exactly_the_rights_of_the_table(
 
     watched("doctor", "--preset", "tanh")
     watched("cluster")
+    plant_fill(standin, "fill")
+    watched("cache", "status")
+    watched("cache", "verify")
+    for plural, name in (("jobs", "fill"), ("pods", "fill-x")):
+        standin.objects.delete(plural, "fractal", name)
     watched("render", "sweep.toml")
     watched("launch", "sweep.toml", "--points-per-index", "1")
     watched("launch", "sweep.toml", "--points-per-index", "1")
@@ -225,8 +257,21 @@ def test_the_optional_role_is_not_needed(run: Run, standin: StandIn, tmp_path: P
     (tmp_path / "sweep.toml").write_text(SWEEP)
     for command in (["doctor", "--preset", "tanh"], ["launch", "sweep.toml"], ["status", "rights"]):
         run(*command, "--context", user)
+    plant_fill(standin, "fill")
+    assert "Job fill: " in run("cache", "status", "--context", user).output
     refused = run("cluster", "--context", user, code=2).output
     assert "ask whoever runs the cluster for the ClusterRole fractal-k8s-viewer" in refused
+
+
+def test_who_may_not_see_claims_sees_the_job_that_fills_them(run: Run, standin: StandIn) -> None:
+    rules = [
+        {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["list"]},
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+    ]
+    plant_fill(standin, "fill")
+    said = run("cache", "status", "--context", standin.add_user("ben", rules)).output
+    assert "Job fill: " in said
+    assert "claim late: may not be looked at" in said
 
 
 def test_the_recorded_roles_are_the_table() -> None:

@@ -15,7 +15,7 @@ from fractal_k8s.results.collect import collect
 from fractal_k8s.results.reach import are_keys_wrong, why_unreadable
 from fractal_k8s.results.store import Store
 from swift import USERS, Swift
-from test_aggregate import PLAN, SWEEP, new_folder, put
+from test_aggregate import PLAN, SWEEP, new_folder, passed, put
 
 _ROOT = os.environ.get("FRACTAL_K8S_TEST_SWIFT", "")  # before a fixture cleans the environment
 
@@ -69,8 +69,8 @@ def test_a_sweep_is_put_together_as_anywhere(server: str, log_in: As, tmp_path: 
         for place in (plain, folder):
             put(place, range(shard, 42, 3), f"s{shard}")
     expected = aggregate(plain, PLAN).digest
-    assert aggregate(folder, PLAN, keep=True).digest == expected
-    assert aggregate(folder, PLAN, keep=True).digest == expected
+    assert passed(folder).digest == expected
+    assert passed(folder).digest == expected
     kept = folder.files.entries(folder.key("aggregate", "rows"))
     folder.files.discard(entry.key for entry in kept)
     assert folder.files.entries(folder.key("aggregate", "rows")) == []

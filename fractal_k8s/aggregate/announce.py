@@ -9,6 +9,8 @@ from fractal_k8s import notify
 from fractal_k8s.aggregate.one_pass import Aggregation
 from fractal_k8s.aggregate.record import read_record, update_record
 from fractal_k8s.errors import StoreError
+from fractal_k8s.results import holes as named
+from fractal_k8s.results.published import published_files
 from fractal_k8s.results.store import SweepStore
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.tracking import summary as tracked
@@ -33,11 +35,8 @@ def publish(
     wish = tracked.summary_wish()
     if wish is None or read_record(folder).get(_TRACKED) == done.digest:
         return
-    files = {
-        name: data
-        for name in done.written
-        if (data := folder.files.get(folder.key("summary", name))) is not None
-    }
+    found = published_files(folder)
+    files = {} if found is None else found.files
     kept = tracked.log_summary(wish, plan.sweep.id, plan.sweep.to_dict(), done.summary, files, say)
     try:
         for name, data in kept:
@@ -61,7 +60,7 @@ def end_text(folder: SweepStore, done: Aggregation) -> str:
     """The end of a sweep in a few lines."""
     summary = done.summary
     head = "complete" if summary["complete"] else holes(summary)
-    lines = [f"{folder.sweep_id}: {head}"]
+    lines = [f"{folder.sweep_id}: {head}", *named.lines(summary["holes"])]
     if summary["trainable_fraction"] is not None:
         lines.append(f"trainable {summary['trainable_fraction']:.1%} of the points with a verdict")
     if summary.get("dimension") is not None:

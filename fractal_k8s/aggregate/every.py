@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fractal_k8s.aggregate.announce import announce_failed, publish
-from fractal_k8s.aggregate.until import JobsState, make_summary
+from fractal_k8s.aggregate.passes import Look, Passes
+from fractal_k8s.aggregate.until import JobsState
 from fractal_k8s.errors import EXIT_CORRUPT, FractalError, StoreError
 from fractal_k8s.results.store import Store
 
@@ -19,7 +20,7 @@ class Visit:
     """What a pass did to one sweep."""
 
     sweep_id: str
-    # unchanged, partial, complete, nothing stored, or problem
+    # unchanged, partial, partial with only the counts made anew, complete, nothing stored, problem
     state: str
     coverage: float | None = None
     problems: tuple[str, ...] = ()
@@ -73,21 +74,21 @@ def _visit(
         return None
     if not folder.outcome_entries():
         return Visit(sweep_id, "nothing stored")
-    done = make_summary(folder, plan, allow_mixed=allow_mixed, anew=False)
-    if done is None:
+    made = Passes(folder, plan, allow_mixed=allow_mixed).next()
+    if made is None:
         return Visit(sweep_id, "unchanged")
     state = _jobs_state(sweep_id, jobs, say)
     if state is not None and state.failed:
         announce_failed(folder, state.failed, say)
-    publish(folder, plan, done, say, has_ended=False)
-    problems = tuple(done.summary["problems"])
-    return Visit(
-        sweep_id,
-        "complete" if done.summary["complete"] else "partial",
-        done.summary["coverage"],
-        problems,
-        EXIT_CORRUPT if problems else 0,
-    )
+    if isinstance(made, Look):
+        return _visited(sweep_id, "partial, pictures follow", made.coverage, made.problems)
+    publish(folder, plan, made, say, has_ended=False)
+    name = "complete" if made.summary["complete"] else "partial"
+    return _visited(sweep_id, name, made.summary["coverage"], tuple(made.summary["problems"]))
+
+
+def _visited(sweep_id: str, state: str, coverage: float, problems: tuple[str, ...]) -> Visit:
+    return Visit(sweep_id, state, coverage, problems, EXIT_CORRUPT if problems else 0)
 
 
 def _jobs_state(

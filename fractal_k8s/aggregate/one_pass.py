@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,10 +16,10 @@ from fractal_k8s.analysis.distance import signed_distance
 from fractal_k8s.analysis.summary import summarise
 from fractal_k8s.errors import EXIT_CORRUPT, IncompleteError
 from fractal_k8s.results import schema
-from fractal_k8s.results.collect import collect
-from fractal_k8s.results.files import Entry
+from fractal_k8s.results.collect import Collected, collect
 from fractal_k8s.results.grid import STATE_NAMES, TRAINABLE, Grid, build_grid
 from fractal_k8s.results.lineage import family
+from fractal_k8s.results.published import publish_files
 from fractal_k8s.results.store import MANIFEST_FILE, PAGE_FILE, SUMMARY_FILE, SweepStore
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.rule import VerdictRule
@@ -69,25 +69,24 @@ def aggregate(
     *,
     allow_mixed: bool = False,
     colours: str = "original",
-    keep: bool = False,
-    entries: list[Entry] | None = None,
+    read: Callable[[], Collected] | None = None,
 ) -> Aggregation:
     """Writes the summary of a sweep: pictures, page, grid, the numbers and, last, the manifest.
 
     The same outcomes give the same bytes, whatever the attempts they came from and however many
-    passes it took. Everything is made before the first file is written, and each file is replaced
-    at once. Scattered points have no pictures and no page.
+    passes it took. Everything is made before the first file is written, and killed at any moment it
+    leaves the summary of the pass before; see `results.published`. Scattered points have no
+    pictures and no page.
 
     Args:
         folder: where it is stored.
         plan: the sweep and its deal.
         allow_mixed: accept points of different numerics classes as one map.
         colours: one of `report.colours.SCHEMES`.
-        keep: leave what was read for the next pass; see `results.collect`.
-        entries: the outcome objects, if they were listed just now.
+        read: gives the outcomes; by default all of them are read, and nothing is kept.
     """
     began = time.perf_counter()
-    collected = collect(folder, plan.sweep, entries=entries, keep=keep)
+    collected = collect(folder, plan.sweep, keep=False) if read is None else read()
     objects, num_read = collected.objects, collected.num_read
     grid = build_grid(plan.sweep, collected, allow_mixed=allow_mixed)
     reading_seconds = time.perf_counter() - began
@@ -96,15 +95,16 @@ def aggregate(
     files = _numbers if plan.sweep.is_scattered else _pictures
     made = files(folder, plan, grid, summary, colours)
     made[SUMMARY_FILE] = _json(summary)
-    made[MANIFEST_FILE] = _json(_manifest(summary, made))
+    facts = {key: summary[key] for key in ("sweep", "complete", "coverage")}
+    digest = publish_files(folder, made, {"format": 1, **facts})
     return Aggregation(
         grid=grid,
         summary=summary,
-        written={name: folder.put_summary(name, data) for name, data in made.items()},
+        written={name: folder.where("summary", name) for name in (*made, MANIFEST_FILE)},
         objects=objects,
         num_read=num_read,
         reading_seconds=reading_seconds,
-        digest=hashlib.sha256(made[MANIFEST_FILE]).hexdigest(),
+        digest=digest,
     )
 
 
@@ -137,20 +137,6 @@ def _numbers(
         folder.put_note("pilot", pilot)
         summary["notes"]["pilot"] = pilot
     return {"grid.parquet": schema.to_bytes(grid_table(grid))}
-
-
-def _manifest(summary: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
-    """What a summary consists of, so that a copy of it can be checked."""
-    return {
-        "format": 1,
-        "sweep": summary["sweep"],
-        "complete": summary["complete"],
-        "coverage": summary["coverage"],
-        "files": {
-            name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            for name, data in files.items()
-        },
-    }
 
 
 def _json(summary: dict[str, Any]) -> bytes:

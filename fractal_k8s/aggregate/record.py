@@ -6,14 +6,15 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from fractal_k8s import __version__
 from fractal_k8s.errors import StoreError
-from fractal_k8s.results.collect import FOLDER, are_settled
+from fractal_k8s.results.collect import FOLDER, are_settled, settled_before
 from fractal_k8s.results.files import Entry
-from fractal_k8s.results.lineage import Family, ancestors, children
-from fractal_k8s.results.store import SUMMARY_FILE, SweepStore
+from fractal_k8s.results.lineage import family
+from fractal_k8s.results.store import MANIFEST_FILE, SUMMARY_FILE, SweepStore
 from fractal_k8s.sweep.assignment import Plan
 
 _FILE: Final = "state.json"
@@ -36,33 +37,52 @@ def update_record(folder: SweepStore, changes: Mapping[str, Any]) -> None:
         folder.files.put(folder.key(FOLDER, _FILE), text.encode())
 
 
-def inputs_of(
-    folder: SweepStore, plan: Plan, entries: list[Entry], families: Family, options: object
-) -> str | None:
-    """A hash of everything that a summary is made of; None while that may change unseen.
+@dataclass(frozen=True)
+class Inputs:
+    """Hashes of what a summary is made of; None while that may change unseen."""
+
+    # all of it
+    whole: str | None
+    # all but the outcomes
+    others: str | None
+
+
+def inputs_of(folder: SweepStore, plan: Plan, entries: list[Entry], options: object) -> Inputs:
+    """What a summary would be made of now.
 
     Args:
         entries: the outcome objects as listed just now.
-        families: all sweeps of the store.
         options: of the pass.
     """
     notes = folder.files.entries(folder.key("notes"))
-    if not are_settled([*entries, *notes]):
-        return None
+    horizon = settled_before(folder)
+    if not are_settled(notes, horizon):
+        return Inputs(None, None)
     sweep = plan.sweep
-    origin = sweep.spec.origin
-    kin = [
-        *ancestors(families, sweep.id, origin.parent if origin else None),
-        "",
-        *children(families, sweep.id),
-    ]
-    listed = [[entry.key, entry.size, entry.modified_ns] for entry in (*entries, *notes)]
-    text = json.dumps([__version__, sweep.canonical_json(), listed, kin, repr(options)])
-    return hashlib.sha256(text.encode()).hexdigest()
+    # with the numbers of the others, which their next passes may change
+    kin = None if sweep.is_scattered else family(folder, plan, {})
+    text = json.dumps([__version__, sweep.canonical_json(), _listed(notes), kin, repr(options)])
+    others = hashlib.sha256(text.encode()).hexdigest()
+    if not are_settled(entries, horizon):
+        return Inputs(None, others)
+    text = json.dumps([others, _listed(entries)])
+    return Inputs(hashlib.sha256(text.encode()).hexdigest(), others)
 
 
-def is_unchanged(folder: SweepStore, inputs: str | None) -> bool:
+def _listed(entries: list[Entry]) -> list[list[object]]:
+    return [[entry.key, entry.size, entry.modified_ns] for entry in entries]
+
+
+def is_unchanged(folder: SweepStore, record: Mapping[str, Any], inputs: Inputs) -> bool:
     """Whether the last pass made its summary of the same, and it is still there."""
-    if inputs is None or read_record(folder).get("inputs") != inputs:
+    if inputs.whole is None or record.get("inputs") != inputs.whole:
         return False
-    return folder.files.get(folder.key("summary", SUMMARY_FILE)) is not None
+    return has_summary(folder)
+
+
+def has_summary(folder: SweepStore) -> bool:
+    """Whether a pass has ended, and left what can be read."""
+    return all(
+        folder.files.get(folder.key("summary", name)) is not None
+        for name in (SUMMARY_FILE, MANIFEST_FILE)
+    )

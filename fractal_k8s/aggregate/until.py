@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from fractal_k8s.aggregate.announce import announce_failed, publish
-from fractal_k8s.aggregate.one_pass import Aggregation, aggregate
-from fractal_k8s.aggregate.record import inputs_of, is_unchanged, update_record
+from fractal_k8s.aggregate.one_pass import Aggregation
+from fractal_k8s.aggregate.passes import Look, Passes
 from fractal_k8s.errors import FractalError, IncompleteError, StoreError, UsageError
-from fractal_k8s.results.lineage import read_families
-from fractal_k8s.results.store import Store, SweepStore
+from fractal_k8s.results.store import Store
 from fractal_k8s.sweep.assignment import Plan
 
 Say = Callable[[str], None]
@@ -43,24 +42,6 @@ class Watch:
     jobs: Callable[[], JobsState] | None = None
 
 
-def make_summary(
-    folder: SweepStore, plan: Plan, *, allow_mixed: bool, anew: bool = True
-) -> Aggregation | None:
-    """A pass that leaves what it has read for the next one; None if nothing has changed.
-
-    Args:
-        anew: also where nothing has changed.
-    """
-    entries = folder.outcome_entries()
-    families = {} if plan.sweep.is_scattered else read_families(folder.files)
-    inputs = inputs_of(folder, plan, entries, families, allow_mixed)
-    if not anew and is_unchanged(folder, inputs):
-        return None
-    done = aggregate(folder, plan, allow_mixed=allow_mixed, keep=True, entries=entries)
-    update_record(folder, {"inputs": inputs, "complete": done.summary["complete"]})
-    return done
-
-
 def aggregate_until(
     store: Store, sweep_id: str, watch: Watch, *, allow_mixed: bool, say: Say
 ) -> tuple[Plan, Aggregation]:
@@ -78,7 +59,7 @@ def aggregate_until(
     waiting = _Waiting(store, sweep_id, watch, allow_mixed, say)
     while True:
         over = waiting.is_over()  # asked before the store is read: what comes later is not missed
-        finished = waiting.look()
+        finished = waiting.look(is_last=over)
         if finished and waiting.plan and waiting.done:
             break
         if over or waiting.is_out_of_patience():
@@ -102,10 +83,13 @@ class _Waiting:
         self.allow_mixed = allow_mixed
         self.say = say
         self.plan: Plan | None = None
+        self._passes: Passes | None = None
         self.done: Aggregation | None = None
         self.pause_s = watch.every_s
         self._changed_at = self._answered_at = time.monotonic()
         self._seen: object = None
+        # of a map that changes little the counts may be ahead of what was drawn
+        self._is_behind = False
         self._asks = watch.jobs is not None
         self._problem: FractalError | None = None
 
@@ -125,11 +109,11 @@ class _Waiting:
             announce_failed(self.store.sweep(self.plan.sweep.id), state.failed, self.say)
         return state.is_over
 
-    def look(self) -> bool:
+    def look(self, *, is_last: bool) -> bool:
         """Looks at the store, draws what is new; True when every point has a verdict."""
         began = time.monotonic()
         try:
-            complete = self._look()
+            complete = self._look(is_last)
         except StoreError as error:
             if self._problem is None:
                 self.say(f"{error}; trying again")
@@ -140,20 +124,37 @@ class _Waiting:
         self.pause_s = max(self.watch.every_s, taken * (1 / _DRAWING_SHARE - 1))
         return complete
 
-    def _look(self) -> bool:
+    def _look(self, is_last: bool) -> bool:
         if self.plan is None:
             self.plan = self._find()
             if self.plan is None:
                 return False
         folder = self.store.sweep(self.plan.sweep.id)
+        if self._passes is None:
+            self._passes = Passes(folder, self.plan, allow_mixed=self.allow_mixed)
         seen = folder.outcome_entries()
         if seen != self._seen:
             self._seen, self._changed_at = seen, time.monotonic()
-        elif self.done is not None:
+        elif self.done is not None and not self._is_behind:
             return bool(self.done.summary["complete"])
-        done = make_summary(folder, self.plan, allow_mixed=self.allow_mixed)
-        assert done is not None  # anew
-        self.done = done
+        if self.done is None:
+            self.done = self._passes.whole()
+            return self._drawn(self.done)
+        made = self._passes.next(may_look=not is_last)
+        if isinstance(made, Look):
+            self._is_behind = True
+            text = f"{made.known:,} of {made.points:,} points, {made.num_read:,} objects read"
+            self.say(f"{text}; the pictures follow")
+            return False
+        if made is not None:
+            self.done = made
+            return self._drawn(made)
+        self._is_behind = False
+        return bool(self.done.summary["complete"])
+
+    def _drawn(self, done: Aggregation) -> bool:
+        """Says what was drawn; True when every point has a verdict."""
+        self._is_behind = False
         known, whole = int(done.grid.known.sum()), done.grid.known.size
         self.say(f"{known:,} of {whole:,} points, {done.num_read:,} objects read")
         return bool(done.summary["complete"])

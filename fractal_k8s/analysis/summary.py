@@ -13,6 +13,7 @@ from fractal_k8s.analysis.registry import run_analyses
 from fractal_k8s.analysis.subject import Subject
 from fractal_k8s.errors import UsageError
 from fractal_k8s.results.grid import NOT_TRAINABLE, TRAINABLE, Grid
+from fractal_k8s.results.holes import holes_of
 from fractal_k8s.results.verdict import window_holds_first_loss
 from fractal_k8s.sweep.deal import representatives
 
@@ -31,7 +32,8 @@ def summarise(
     """The numbers of a sweep's map, as plain data without NaN.
 
     Keys: sweep, resolution, verdict, counts (points by state), coverage (share of points whose
-    verdict is known), trainable_fraction (of those), those of `analysis.dimension`, and what the
+    verdict is known), trainable_fraction (of those), holes (points without a verdict by name, see
+    `results.holes`), those of `analysis.dimension`, and what the
     reader must know: biased_points, problems, numerics_classes, timing; `analyses` holds the
     results of all analyses by name, and `notes` what other commands found out about the sweep.
 
@@ -52,6 +54,7 @@ def summarise(
         **_measured(Subject.of(grid, notes), method, only),
         "coverage": grid.coverage,
         "complete": bool(known.all()),
+        "holes": holes_of(grid),
         "biased_points": int(biased.sum()),
         "problems": grid.problems,
         "numerics_classes": grid.classes,

@@ -109,11 +109,10 @@ def _line(as_json: bool) -> Callable[[str], None]:
 
 def _once(sweep_id: str, store_uri: str, allow_mixed: bool, as_json: bool) -> Aggregation:
     from fractal_k8s.aggregate.announce import publish
-    from fractal_k8s.aggregate.until import make_summary
+    from fractal_k8s.aggregate.passes import Passes
 
     folder, plan = open_store(store_uri).plan(sweep_id)
-    done = make_summary(folder, plan, allow_mixed=allow_mixed)
-    assert done is not None  # made anew
+    done = Passes(folder, plan, allow_mixed=allow_mixed).whole()
     publish(folder, plan, done, _line(as_json), has_ended=False)
     return done
 

@@ -270,12 +270,16 @@ def size_text(size: float) -> str:
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
     """A map's numbers for a terminal."""
+    from fractal_k8s.results import holes
+
     counts = summary.get("counts", {})
     rows, columns = summary["resolution"]
     lines = [f"{rows} x {columns} points, {summary['coverage']:.1%} with a verdict"]
     if counts:
         parts = [f"{count:,} {name}" for name, count in reversed(counts.items()) if count]
         lines.append("  " + ", ".join(parts))
+    if "holes" in summary:  # unlike that of a bare picture
+        lines += [f"  {text}" for text in holes.lines(summary["holes"])]
     if summary["trainable_fraction"] is not None:
         lines.append(f"  trainable fraction {summary['trainable_fraction']:.4f}")
     lines += _dimension_lines(summary)

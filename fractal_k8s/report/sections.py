@@ -12,6 +12,7 @@ from fractal_k8s.analysis.registry import load
 from fractal_k8s.report.criteria import criteria
 from fractal_k8s.report.fit import fit_of
 from fractal_k8s.report.plots import dimension_plot
+from fractal_k8s.results import holes
 from fractal_k8s.results.golden import short_hash
 from fractal_k8s.results.grid import NOT_TRAINABLE, Grid
 from fractal_k8s.results.verdict import window_holds_first_loss
@@ -101,6 +102,7 @@ def notices(grid: Grid, summary: Summary) -> str:
             f"Partial map: {summary['coverage']:.1%} of the points have a verdict. "
             "Nothing is filled in; every number is of the known points only."
         )
+        texts += [f"{text[0].upper()}{text[1:]}" for text in holes.lines(summary["holes"])]
     if summary["biased_points"]:
         rows, columns = _biased_places(grid)
         texts.append(

@@ -17,7 +17,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import pyarrow as pa
@@ -40,10 +40,9 @@ _WAVE: Final = 1024
 # Kept parts beyond which they are made one.
 _MOST_PARTS: Final = 24
 _PART_READERS: Final = 4
-# Where times are whole seconds, an object that was written within so many before it was listed may
-# be written again and look the same.
-_SETTLED_NS: Final = 5_000_000_000
 _SECOND_NS: Final = 1_000_000_000
+# Object stores refuse requests of a machine whose clock differs from theirs by more.
+_MOST_SKEW_NS: Final = 15 * 60 * _SECOND_NS
 
 
 @dataclass
@@ -54,6 +53,8 @@ class Collected(Outcomes):
     entries: list[Entry] = field(default_factory=list)
     # how many of them were read now; the others were known
     num_read: int = 0
+    # the sound ones and how many rows each has, in the order of the table
+    parts: list[tuple[Entry, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def collect(
     Raises:
         StoreError: the store cannot be listed or read.
     """
-    now_ns = time.time_ns()
+    horizon = settled_before(folder)
     listed = folder.outcome_entries() if entries is None else entries
     stored = _stored(folder)
     parts = list(_kept(folder, sweep, stored, set(listed)))
@@ -103,10 +104,10 @@ def collect(
     for start in range(0, len(fresh), _WAVE):
         part = _read(folder, sweep, fresh[start : start + _WAVE], problems)
         if keep:
-            part = _keep(folder, sweep, part, now_ns)
+            part = _keep(folder, sweep, part, horizon)
         parts.append(part)
     if keep and len(stored) > _MOST_PARTS:
-        parts = [_keep(folder, sweep, _joined(parts), now_ns)]
+        parts = [_keep(folder, sweep, _joined(parts), horizon)]
         if parts[0].name:
             folder.files.discard(entry.key for entry in stored if not _is(entry, parts[0].name))
     tables = [schema.outcome_schema(sweep).empty_table(), *(part.table for part in parts)]
@@ -116,6 +117,7 @@ def collect(
         problems=[problems[entry.key] for entry in listed if entry.key in problems],
         entries=listed,
         num_read=len(fresh),
+        parts=[one for part in parts for one in zip(part.entries, part.lengths, strict=True)],
     )
 
 
@@ -127,7 +129,7 @@ def _read(
 ) -> _Part:
     """The rows of some objects; adds what is wrong with an object to `problems`, by key."""
 
-    def read(entry: Entry) -> pa.Table | str | None:
+    def read(entry: Entry) -> tuple[Entry, pa.Table] | str | None:
         try:
             return _table(folder, sweep, entry)
         except CorruptError as error:
@@ -136,14 +138,16 @@ def _read(
     with ThreadPoolExecutor(max_workers=_READERS) as readers:
         found = dict(zip(entries, readers.map(read, entries), strict=True))
     problems |= {entry.key: text for entry, text in found.items() if isinstance(text, str)}
-    tables = {entry: table for entry, table in found.items() if isinstance(table, pa.Table)}
+    tables = {one[0]: one[1] for one in found.values() if isinstance(one, tuple)}
     empty = schema.outcome_schema(sweep).empty_table()
     table = pa.concat_tables([empty, *tables.values()]).unify_dictionaries().combine_chunks()
     return _Part([*tables], [len(one) for one in tables.values()], table)
 
 
-def _table(folder: SweepStore, sweep: Sweep, entry: Entry) -> pa.Table | None:
-    """The rows of an object; None if it is gone.
+def _table(folder: SweepStore, sweep: Sweep, entry: Entry) -> tuple[Entry, pa.Table] | None:
+    """The rows of an object, and the object as it was read; None if it is gone.
+
+    What is not of the listed size is another one than was listed, and not to be remembered as it.
 
     Raises:
         CorruptError: it is damaged, also when it is read once more: an object that is written
@@ -154,10 +158,12 @@ def _table(folder: SweepStore, sweep: Sweep, entry: Entry) -> pa.Table | None:
         if data is None:
             return None
         try:
-            return schema.from_bytes(data, sweep=sweep, source=entry.key, use_threads=False)
+            table = schema.from_bytes(data, sweep=sweep, source=entry.key, use_threads=False)
         except CorruptError:
             if is_last:
                 raise
+        else:
+            return replace(entry, size=len(data)), table
     raise AssertionError  # the second round returns or raises
 
 
@@ -219,9 +225,9 @@ def _recall(folder: SweepStore, sweep: Sweep, stored: Entry) -> _Part | None:
     )
 
 
-def _keep(folder: SweepStore, sweep: Sweep, part: _Part, now_ns: int) -> _Part:
+def _keep(folder: SweepStore, sweep: Sweep, part: _Part, horizon: int) -> _Part:
     """Writes a part, without objects that may still change unseen; returns the whole part."""
-    settled = part.only({entry for entry in part.entries if _is_settled(entry, now_ns)})
+    settled = part.only({entry for entry in part.entries if _is_settled(entry, horizon)})
     if not settled.entries:
         return part
     data = _packed(sweep, settled)
@@ -232,14 +238,27 @@ def _keep(folder: SweepStore, sweep: Sweep, part: _Part, now_ns: int) -> _Part:
     return _Part(part.entries, part.lengths, part.table, _name(data))
 
 
-def are_settled(entries: Iterable[Entry]) -> bool:
+def settled_before(folder: SweepStore) -> int:
+    """Time of the store's clock before which nothing can be written any more, in ns.
+
+    Where times are whole seconds, an object that was written in the present one may be written
+    again and look the same. What an earlier pass has left tells that a time is past; this machine's
+    clock may be wrong.
+    """
+    try:
+        times = [entry.modified_ns for entry in folder.files.entries(folder.key(FOLDER))]
+    except StoreError:
+        times = []
+    return max([time.time_ns() - _MOST_SKEW_NS, *times]) - _SECOND_NS
+
+
+def are_settled(entries: Iterable[Entry], horizon: int) -> bool:
     """Whether none of the objects could be written again and look the same."""
-    now_ns = time.time_ns()
-    return all(_is_settled(entry, now_ns) for entry in entries)
+    return all(_is_settled(entry, horizon) for entry in entries)
 
 
-def _is_settled(entry: Entry, now_ns: int) -> bool:
-    return entry.modified_ns % _SECOND_NS != 0 or entry.modified_ns < now_ns - _SETTLED_NS
+def _is_settled(entry: Entry, horizon: int) -> bool:
+    return entry.modified_ns % _SECOND_NS != 0 or entry.modified_ns < horizon
 
 
 def _packed(sweep: Sweep, part: _Part) -> bytes:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Final
 from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.results import schema
 from fractal_k8s.results.files import Entry, LocalFiles
+from fractal_k8s.results.published import published_files
 from fractal_k8s.results.store import MANIFEST_FILE, SweepStore
 from fractal_k8s.sweep.assignment import Plan
 
@@ -43,8 +43,8 @@ class Copied:
 def copy_sweep(folder: SweepStore, plan: Plan, target: Path) -> Copied:
     """Copies a sweep below a folder; what lies there already as it is listed is not read again.
 
-    A file comes to its name when it is whole. Outcomes are parsed, and files of the summary are
-    compared with its manifest.
+    A file comes to its name when it is whole. Outcomes are parsed; the files of the summary are
+    those of one pass, also while another one replaces them.
 
     Raises:
         UsageError: another sweep of the same id lies there, or the folder is the store itself.
@@ -52,13 +52,18 @@ def copy_sweep(folder: SweepStore, plan: Plan, target: Path) -> Copied:
     """
     files = LocalFiles(target)
     _check_target(folder, plan, files)
-    listed = [entry for part in _PARTS for entry in folder.files.entries(folder.key(part))]
-    # of a summary that is replaced meanwhile, the manifest comes last here too
-    listed.sort(key=lambda entry: (entry.key.endswith(MANIFEST_FILE), entry.key))
-    copied = Copied(files.root / folder.sweep_id, num_files=len(listed) + 1)
+    copied = Copied(files.root / folder.sweep_id)
+    in_summary = _copy_summary(folder, files, copied)
+    listed = [
+        entry
+        for part in _PARTS
+        for entry in folder.files.entries(folder.key(part))
+        if entry.key not in in_summary
+    ]
+    copied.num_files += len(listed) + 1
     receipt = _Receipt(files, folder)
     todo = [entry for entry in listed if not receipt.has(entry)]
-    copied.num_skipped = len(listed) - len(todo)
+    copied.num_skipped += len(listed) - len(todo)
     files.put(folder.key(_PLAN), plan.to_json().encode())
     with ThreadPoolExecutor(max_workers=_READERS) as readers:
         for entry, data in zip(
@@ -73,7 +78,6 @@ def copy_sweep(folder: SweepStore, plan: Plan, target: Path) -> Copied:
             else:
                 copied.problems.append(problem)
     receipt.write()
-    copied.problems += _summary_problems(folder, files)
     return copied
 
 
@@ -99,25 +103,34 @@ def _problem(folder: SweepStore, plan: Plan, entry: Entry, data: bytes) -> str |
     return None
 
 
-def _summary_problems(folder: SweepStore, files: LocalFiles) -> Iterator[str]:
-    """Files of the summary that its manifest does not know or knows otherwise."""
-    manifest = files.get(folder.key("summary", MANIFEST_FILE))
+def _copy_summary(folder: SweepStore, files: LocalFiles, copied: Copied) -> set[str]:
+    """Copies the files that the summary's manifest names; returns their keys and its own.
+
+    Those that lie here as the manifest in the store says are not read again.
+    """
+    here = SweepStore(files, folder.sweep_id)
+    manifest = folder.files.get(folder.key("summary", MANIFEST_FILE))
     if manifest is None:
-        return
+        return set()
     try:
-        expected: dict[str, dict[str, Any]] = json.loads(manifest)["files"]
-    except (ValueError, KeyError, TypeError):
-        yield f"summary/{MANIFEST_FILE}: not written by fractal-k8s; aggregate the sweep again"
-        return
-    for name, wanted in expected.items():
-        data = files.get(folder.key("summary", name))
-        if data is None:
-            yield f"summary/{name} is missing; fetch again"
-        elif hashlib.sha256(data).hexdigest() != wanted["sha256"]:
-            yield (
-                f"summary/{name} is not the one of {MANIFEST_FILE}: it was replaced while it was "
-                "fetched, or is damaged; aggregate the sweep and fetch again"
-            )
+        found = None
+        if manifest == files.get(folder.key("summary", MANIFEST_FILE)):
+            found = published_files(here)
+        is_new = found is None or bool(found.problems)
+        if is_new:
+            found = published_files(folder)
+    except CorruptError as error:
+        copied.problems.append(str(error))
+        return set()
+    assert found is not None  # the store has a manifest
+    copied.num_files += len(found.files)
+    copied.problems += found.problems
+    if not is_new:
+        copied.num_skipped += len(found.files)
+    for name, data in found.files.items() if is_new else ():
+        here.put_summary(name, data)  # the manifest is the last one
+        copied.num_bytes += len(data)
+    return {folder.key("summary", name) for name in found.files}
 
 
 class _Receipt:

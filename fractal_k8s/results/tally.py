@@ -2,7 +2,9 @@
 
 A `TallyReader` knows the objects that it has read and reads those that are new or were written
 again, in part: the columns that a verdict and the counts need. What it knows can be kept in a file,
-so that the next process goes on from there.
+so that the next process goes on from there: on this machine, or beside the sweep as
+
+    <store>/<sweep-id>/aggregate/tally/<hash>.npz
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ import contextlib
 import hashlib
 import io
 import json
-import os
-import secrets
 import threading
 import time
 import zipfile
+import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from fractal_k8s.errors import CorruptError
+from fractal_k8s.errors import CorruptError, StoreError
 from fractal_k8s.results import schema
-from fractal_k8s.results.files import Entry, LocalFiles
+from fractal_k8s.results.files import Entry, Files, LocalFiles
 from fractal_k8s.results.grid import DIVERGED, FAILED, MISSING, count_states, state_codes
 from fractal_k8s.results.hashes import COMPARED, labels_of, result_hashes
 from fractal_k8s.results.store import SweepStore
@@ -35,11 +37,13 @@ from fractal_k8s.results.verdict import probe_ratio
 from fractal_k8s.sweep.definition import Sweep
 
 # raised when what the kept file holds changes its meaning
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _READERS: Final = 32
 _DISK_READERS: Final = 4
 # objects between two looks at the clock
 _WAVE: Final = 64
+# rows of others that are taken over at once
+_LEARNT: Final = 1 << 16
 # A smaller object is had in one request; of a larger one only parts are asked for.
 _WHOLE_BYTES: Final = 128 * 1024
 
@@ -108,39 +112,60 @@ class Tally:
 class TallyReader:
     """Reads a sweep's outcomes as they come. Of one thread; `keep` may be another one's."""
 
-    def __init__(self, folder: SweepStore, sweep: Sweep, *, keep_in: Path | None = None) -> None:
+    def __init__(
+        self, folder: SweepStore, sweep: Sweep, *, keep_in: Path | SweepStore | None = None
+    ) -> None:
         """
         Args:
-            keep_in: folder where what was read is kept for the next process; None = nowhere.
+            keep_in: where what was read is kept for the next process: a folder of this machine, or
+                the sweep's own in its store; None = nowhere.
         """
         self.folder = folder
         self.sweep = sweep
-        self._kept = None if keep_in is None else keep_in / f"{self._identity()[:32]}.npz"
+        self._kept = None if keep_in is None else self._place(keep_in)
         self._read: dict[Entry, Rows] = {}
         self._damaged: dict[Entry, str] = {}
         self._classes: list[str] = []
         self._listed: list[Entry] = []
         self._is_new = False
+        # objects that were read so far, by this reader
+        self.num_read = 0
         self._lock = threading.Lock()  # over what is read while it is changed or copied
         if self._kept is not None:
-            self._recall(self._kept)
+            self._recall(*self._kept)
+
+    def _place(self, keep_in: Path | SweepStore) -> tuple[Files, str]:
+        """The file of what is kept."""
+        if isinstance(keep_in, SweepStore):
+            return keep_in.files, keep_in.key("aggregate", "tally", f"{self._identity()[:32]}.npz")
+        # a folder of this machine is that of many stores
+        name = hashlib.sha256(f"{self.folder.files.uri}\n{self._identity()}".encode()).hexdigest()
+        return LocalFiles(keep_in), f"{name[:32]}.npz"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is known, not even from an earlier process."""
+        return not self._read
 
     @property
     def unread(self) -> int:
         """How many objects have not been read yet."""
         return sum(1 for entry in self._listed if not self._knows(entry))
 
-    def refresh(self, budget_s: float | None = None) -> Tally:
+    def refresh(
+        self, budget_s: float | None = None, *, entries: list[Entry] | None = None
+    ) -> Tally:
         """Lists the outcomes and reads what is new, the newest first.
 
         Args:
             budget_s: stop reading after so many seconds; some objects are read all the same.
+            entries: the outcome objects, if they were listed just now.
 
         Raises:
             StoreError: the store cannot be listed or read; what was read before that is not lost.
         """
         deadline = None if budget_s is None else time.monotonic() + budget_s
-        self._listed = self.folder.outcome_entries()
+        self._listed = self.folder.outcome_entries() if entries is None else entries
         self._forget(set(self._listed))
         fresh = [entry for entry in self._listed if not self._knows(entry)]
         fresh.sort(key=lambda entry: -entry.modified_ns)
@@ -150,6 +175,7 @@ class TallyReader:
             for start in range(0, len(fresh), _WAVE):
                 wave = fresh[start : start + _WAVE]
                 self._take(dict(zip(wave, readers.map(self._load, wave), strict=True)))
+                self.num_read += len(wave)
                 if deadline is not None and time.monotonic() >= deadline:
                     break
         return self.tally()
@@ -159,7 +185,7 @@ class TallyReader:
         entries = [entry for entry in self._listed if entry in self._read]
         parts = [self._read[entry] for entry in entries]
         rows = np.concatenate(parts) if parts else np.zeros(0, _ROW)
-        chosen, differing = _one_per_point(rows)
+        chosen, differing = _one_per_point(rows, self.sweep.num_points)
         states = np.full(self.sweep.num_points, MISSING, dtype=np.uint8)
         states[chosen["point"]] = chosen["code"]
         used = np.unique(chosen["numerics"][chosen["code"] != FAILED])
@@ -176,19 +202,31 @@ class TallyReader:
             unread=self.unread,
         )
 
+    def learn(self, parts: Sequence[tuple[Entry, int]], table: pa.Table) -> None:
+        """Takes over what somebody else has read whole, instead of what was known.
+
+        Args:
+            parts: the objects as they were listed, and how many rows each has.
+            table: their rows in that order.
+        """
+        # by and by: texts of a million rows at once would take much memory
+        rows = [self._rows(table.slice(at, _LEARNT)) for at in range(0, len(table), _LEARNT)]
+        ends = np.cumsum([length for _, length in parts])[:-1]
+        known = np.split(np.concatenate([np.zeros(0, _ROW), *rows]), ends) if parts else []
+        with self._lock:
+            self._read = dict(zip((entry for entry, _ in parts), known, strict=True))
+            self._damaged = {}
+            self._is_new = True
+        self._listed = [entry for entry, _ in parts]
+
     def keep(self) -> None:
         """Writes what was read for the next process; does nothing if it cannot be written."""
         if self._kept is None or not self._is_new:
             return
-        with contextlib.suppress(OSError):
-            self._kept.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._kept.with_name(f".{secrets.token_hex(6)}")
-            try:
-                temporary.write_bytes(self._packed())
-                os.replace(temporary, self._kept)
-                self._is_new = False
-            finally:
-                temporary.unlink(missing_ok=True)
+        files, key = self._kept
+        with contextlib.suppress(StoreError):
+            files.put(key, self._packed())
+            self._is_new = False
 
     # --- one object ---
 
@@ -268,8 +306,8 @@ class TallyReader:
     # --- the kept file ---
 
     def _identity(self) -> str:
-        """Of the store and the sweep that the kept file is about."""
-        text = f"{_FORMAT}\n{self.folder.files.uri}\n{self.sweep.canonical_json()}"
+        """Of the sweep that the kept file is about, and of what the file means."""
+        text = f"{_FORMAT}\n{self.sweep.canonical_json()}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _packed(self) -> bytes:
@@ -292,10 +330,10 @@ class TallyReader:
         )
         return sink.getvalue()
 
-    def _recall(self, path: Path) -> None:
+    def _recall(self, files: Files, key: str) -> None:
         """Takes over what an earlier process kept; a file that is damaged or foreign is ignored."""
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
+            with np.load(io.BytesIO(files.get(key) or b""), allow_pickle=False) as kept:
                 head = json.loads(kept["head"].tobytes())
                 rows, lengths = kept["rows"], kept["lengths"]
                 columns = (head["keys"], kept["sizes"].tolist(), kept["times"].tolist())
@@ -308,7 +346,9 @@ class TallyReader:
                 and _all_below(rows["point"], self.sweep.num_points)
                 and _all_below(rows["numerics"], len(head["classes"]))
             )
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        except (StoreError, OSError, ValueError, KeyError, TypeError, EOFError):
+            return
+        except (zipfile.BadZipFile, zlib.error):
             return
         if sound:
             parts = np.split(rows, np.cumsum(lengths)[:-1]) if entries else []
@@ -316,11 +356,22 @@ class TallyReader:
             self._classes = [str(name) for name in head["classes"]]
 
 
-def _one_per_point(rows: Rows) -> tuple[Rows, list[tuple[int, int]]]:
+def _one_per_point(rows: Rows, num_points: int) -> tuple[Rows, list[tuple[int, int]]]:
     """The row that counts of each point, as `grid.build_grid` chooses it.
 
     Also (point, number of results) where results of one point differ.
     """
+    row_of = np.full(num_points, -1, dtype=np.int64)
+    row_of[rows["point"]] = np.arange(len(rows))
+    # most points have one row, and sorting a million takes its time
+    several = np.flatnonzero(np.bincount(rows["point"], minlength=num_points)[rows["point"]] > 1)
+    first, differing = _first_of_each(rows[several])
+    row_of[rows["point"][several[first]]] = several[first]
+    return rows[row_of[row_of >= 0]], differing
+
+
+def _first_of_each(rows: Rows) -> tuple[npt.NDArray[np.int64], list[tuple[int, int]]]:
+    """Place of the row that counts of each point; (point, number of results) that differ."""
     failed = rows["code"] == FAILED
     order = np.lexsort((rows["result"], rows["time"], failed, rows["point"]))
     rows, failed = rows[order], failed[order]
@@ -330,7 +381,7 @@ def _one_per_point(rows: Rows) -> tuple[Rows, list[tuple[int, int]]]:
     start = np.repeat(first, np.diff([*first, len(rows)]))
     other = ~failed & (rows["result"] != rows["result"][start])
     found = np.unique(np.searchsorted(points, rows["point"][other]))
-    return rows[first], [(int(points[k]), int(results[k])) for k in found]
+    return order[first], [(int(points[k]), int(results[k])) for k in found]
 
 
 def _differing(sweep: Sweep, point: int, count: int) -> str:

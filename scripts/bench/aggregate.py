@@ -2,20 +2,21 @@
 
 Outcomes are made up: a map with a rough edge, no training. Targets: 16,384 rows in 256 objects to a
 finished report in under 10 s; 1,000,000 rows in 4,096 objects in under 60 s and 2 GiB; where 1 % of
-the objects are new, a pass 10 times faster than a full one. The column "reading" is collecting
-outcomes and building the grid; numbers and pictures are made anew in each. Every pass is a process
-of its own, `fractal-k8s aggregate`.
+the objects are new, a pass 10 times faster than a full one. Every pass is a process of its own,
+`fractal-k8s aggregate --all`, as the chart's CronJob starts it; those called "running" are made in
+one process, as by the aggregator Job (`--until-complete`).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,7 +34,7 @@ from fractal_k8s.sweep.deal import Deal
 from fractal_k8s.sweep.definition import Sweep
 
 SIZES = ((128, 256), (1000, 4096))
-HEAD = ("rows", "objects", "pass", "wall", "processor", "reading", "memory")
+HEAD = ("rows", "objects", "pass", "what it makes", "wall", "full / it", "processor", "memory")
 _WINDOW = 20
 _BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -58,32 +59,44 @@ def bench(place: Path, side: int, objects: int, losses: int) -> list[list[str]]:
     folder = Store(str(place)).sweep(sweep.id)
     folder.write_plan(Plan(sweep, Deal()))
     few = max(1, objects // 100)
-    write_objects(folder, sweep, objects, losses, skip=few)
-    one_pass(sweep, place)
-    write_objects(folder, sweep, objects, losses, only=few)
-    passes = {f"{few} objects are new": one_pass(sweep, place)}
-    passes["nothing is new"] = one_pass(sweep, place)
-    folder.files.remove(f"{sweep.id}/summary")
-    folder.files.remove(f"{sweep.id}/aggregate")
-    passes = {"the first": one_pass(sweep, place), **passes}
+
+    def write(shards: range) -> None:
+        write_objects(folder, sweep, objects, losses, shards)
+
+    write(range(3 * few, objects))
+    full = one_pass(place)
+    passes = [("the first", full, full)]
+    write(range(few))
+    passes.append((f"{few} objects are new", one_pass(place), full))
+    passes.append(("nothing since", one_pass(place), full))
+    passes.append(("again nothing", one_pass(place), full))
+    with running(place, sweep) as start:
+        all_of_it = start()
+        passes.append(("running: all anew", all_of_it, all_of_it))
+        write(range(few, 2 * few))
+        passes.append((f"running: {few} are new", start(), all_of_it))
+    write(range(2 * few, 3 * few))
+    passes.append((f"the last {few} objects", one_pass(place), full))
     head = [f"{side * side:,}", f"{objects:,}"]
-    return [[*head, name, *done.cells()] for name, done in passes.items()]
+    return [[*head, name, *done.cells(whole)] for name, done, whole in passes]
 
 
 @dataclass(frozen=True)
 class Done:
-    """One process."""
+    """One pass."""
 
+    # what it made, in the command's words
+    state: str
     seconds: float
     # of user and system: what an idle machine of one core would take at most
     cpu_seconds: float
-    # until the outcomes are read and put together; the rest is numbers, pictures and page
-    reading: float
+    # the most that the process has had so far
     mebibytes: float
 
-    def cells(self) -> list[str]:
-        times = (self.seconds, self.cpu_seconds, self.reading)
-        return [*(f"{value:.2f} s" for value in times), f"{self.mebibytes:,.0f} MiB"]
+    def cells(self, full: Done) -> list[str]:
+        ratio = f"{full.seconds / self.seconds:.1f}x"
+        processor = f"{self.cpu_seconds:.2f} s"
+        return [self.state, f"{self.seconds:.2f} s", ratio, processor, f"{self.mebibytes:,.0f} MiB"]
 
 
 # prints what the command does, then the largest resident size
@@ -98,18 +111,60 @@ finally:
 """
 
 
-def one_pass(sweep: Sweep, place: Path) -> Done:
-    typed = ["aggregate", sweep.id, "--store", str(place), "--json"]
+def one_pass(place: Path) -> Done:
+    typed = ["aggregate", "--all", "--store", str(place), "--json"]
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", _CODE, *typed], check=False, capture_output=True, text=True
     )
-    if done.returncode not in (0, 1):  # 1: the map has holes, which the first one has
+    if done.returncode != 0:
         raise SystemExit(done.stderr)
     seconds = time.perf_counter() - began
-    found = json.loads(done.stdout)
+    (visit,) = json.loads(done.stdout)
     cpu_seconds, kibibytes = map(float, done.stderr.split()[-2:])
-    return Done(seconds, cpu_seconds, found["reading_seconds"], kibibytes / 1024)
+    return Done(visit["state"], seconds, cpu_seconds, kibibytes / 1024)
+
+
+# A pass to have everything loaded, one that reads all, then one per line of the standard input.
+_RUNNING = """
+import json, resource, sys, time
+from fractal_k8s.aggregate.passes import Look, Passes
+from fractal_k8s.results.store import Store
+folder, plan = Store(sys.argv[1]).plan(sys.argv[2])
+passes = Passes(folder, plan, allow_mixed=False)
+passes.whole()
+folder.files.remove(folder.key("aggregate", "rows"))
+make = passes.whole
+for line in sys.stdin:
+    began, used = time.perf_counter(), time.process_time()
+    state = "the counts" if isinstance(make(), Look) else "all"
+    make = passes.next
+    facts = (state, time.perf_counter() - began, time.process_time() - used,
+             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(json.dumps(facts), flush=True)
+"""
+
+
+@contextlib.contextmanager
+def running(place: Path, sweep: Sweep) -> Iterator[Callable[[], Done]]:
+    """A process that makes a pass whenever it is told to."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _RUNNING, str(place), sweep.id],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        asked, answers = child.stdin, child.stdout
+
+        def start() -> Done:
+            asked.write("go\n")
+            asked.flush()
+            return Done(*json.loads(answers.readline()))
+
+        yield start
+        asked.close()
 
 
 def made_up_sweep(side: int) -> Sweep:
@@ -126,14 +181,12 @@ def made_up_sweep(side: int) -> Sweep:
 
 
 def write_objects(
-    folder: SweepStore, sweep: Sweep, objects: int, losses: int, *, skip: int = 0, only: int = 0
+    folder: SweepStore, sweep: Sweep, objects: int, losses: int, shards: range
 ) -> None:
-    """The outcomes of shards of every `objects`-th point, all but the first, or only those."""
+    """The outcomes of some shards, each of every `objects`-th point."""
     labels = surface(sweep.rows, 1.5, np.random.default_rng(0)).ravel()
     plan = schema.outcome_schema(sweep)
-    for shard in range(only or objects):
-        if shard < skip:
-            continue
+    for shard in shards:
         points = np.arange(shard, sweep.num_points, objects)
         made = rows_of(sweep, plan, points, labels[points], losses)
         key = folder.outcome_key(f"bench-{shard:05d}", "20260101T000000-000000")

@@ -81,12 +81,12 @@ template:
       {{- range $caches }}
       - name: {{ .part }}
         persistentVolumeClaim:
-          claimName: {{ .claim }}
+          claimName: {{ .claim | quote }}
       {{- end }}
       {{- with .Values.fill.sourceClaim }}
       - name: source
         persistentVolumeClaim:
-          claimName: {{ . }}
+          claimName: {{ . | quote }}
           readOnly: true
       {{- end }}
       {{- include "fractal-cache.scratchVolumes" . | nindent 6 }}

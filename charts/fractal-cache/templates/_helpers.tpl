@@ -6,7 +6,8 @@
 
 {{/*
 What names begin with: at most 40 characters, so that the longest suffix fits in the 52 that the
-name of a CronJob may have. A longer one is cut and gets a hash, so that no two become one.
+name of a CronJob may have. A longer one is cut and gets a hash, so that no two become one. Dots,
+which a release may have, are none of a pod's host name.
 */}}
 {{- define "fractal-cache.fullname" -}}
 {{- $name := include "fractal-cache.name" . -}}
@@ -14,7 +15,7 @@ name of a CronJob may have. A longer one is cut and gets a hash, so that no two 
 {{- if contains $name .Release.Name -}}
 {{- $full = .Release.Name -}}
 {{- end -}}
-{{- $full = .Values.fullnameOverride | default $full -}}
+{{- $full = .Values.fullnameOverride | default $full | replace "." "-" -}}
 {{- if gt (len $full) 40 -}}
 {{- $full = printf "%s-%s" ($full | trunc 31 | trimSuffix "-") (sha256sum $full | trunc 8) -}}
 {{- end -}}
@@ -46,6 +47,17 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 {{- end -}}
 
+{{/*
+A value as text. Numbers in files of values are floating ones, which would be written 1e+06.
+*/}}
+{{- define "fractal-cache.text" -}}
+{{- if kindIs "string" . -}}
+{{ . }}
+{{- else -}}
+{{ toJson . }}
+{{- end -}}
+{{- end -}}
+
 {{- define "fractal-cache.image" -}}
 {{- with .Values.image -}}
 {{- if .digest -}}
@@ -75,8 +87,8 @@ default
 apiVersion: v1
 kind: ServiceAccount
 metadata:
-  name: {{ include "fractal-cache.account" . }}
-  namespace: {{ .root.Release.Namespace }}
+  name: {{ include "fractal-cache.account" . | quote }}
+  namespace: {{ .root.Release.Namespace | quote }}
   labels:
     {{- include "fractal-cache.labels" .root | nindent 4 }}
     app.kubernetes.io/component: {{ .part }}
@@ -97,8 +109,8 @@ A claim that outlives the release. Arguments: root, part (model, dataset).
 apiVersion: v1
 kind: PersistentVolumeClaim
 metadata:
-  name: {{ $cache.claim.name }}
-  namespace: {{ .root.Release.Namespace }}
+  name: {{ $cache.claim.name | quote }}
+  namespace: {{ .root.Release.Namespace | quote }}
   labels:
     {{- include "fractal-cache.labels" .root | nindent 4 }}
     app.kubernetes.io/component: cache-{{ .part }}

@@ -1,7 +1,8 @@
 {{/*
 A policy for pods: nobody reaches them, and they reach name servers, HTTPS outside and extraCidrs.
 Standard policies know no host names, so that "outside" is everything but private networks.
-Arguments: root, part, selector (YAML), api (optional: the API server too).
+Arguments: root, part, selector (YAML), inside (optional: no HTTPS outside), api (optional: the API
+server too).
 */}}
 {{- define "fractal-cache.networkPolicy" -}}
 {{- with .root.Values.networkPolicy -}}
@@ -10,7 +11,7 @@ apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata:
   name: {{ include "fractal-cache.fullname" $.root }}-{{ $.part }}
-  namespace: {{ $.root.Release.Namespace }}
+  namespace: {{ $.root.Release.Namespace | quote }}
   labels:
     {{- include "fractal-cache.labels" $.root | nindent 4 }}
 spec:
@@ -23,6 +24,7 @@ spec:
     - ports:
         - {protocol: UDP, port: 53}
         - {protocol: TCP, port: 53}
+    {{- if not $.inside }}
     # object storage, W&B, the hub
     - ports:
         - {protocol: TCP, port: 443}
@@ -35,6 +37,7 @@ spec:
             cidr: ::/0
             except:
               {{- toYaml .privateCidrsV6 | nindent 14 }}
+    {{- end }}
     {{- if $.api }}
     # the API server, whose address only the cluster knows
     - ports:

@@ -16,10 +16,10 @@
 restartPolicy: Never
 automountServiceAccountToken: {{ .token | default false }}
 enableServiceLinks: false
-serviceAccountName: {{ include "fractal-cache.account" . }}
+serviceAccountName: {{ include "fractal-cache.account" . | quote }}
 {{- with .root.Values.image.pullSecret }}
 imagePullSecrets:
-  - name: {{ . }}
+  - name: {{ . | quote }}
 {{- end }}
 securityContext:
   runAsNonRoot: true
@@ -58,7 +58,7 @@ terminationMessagePolicy: FallbackToLogsOnError
 {{/*
 Plain variables of a pod; what libraries write goes to scratch, as the root is read-only. A kubelet
 would replace $(NAME), so every $ is doubled.
-Arguments: root, more (a map; it wins).
+Arguments: root, more (a map, or nothing; it wins).
 */}}
 {{- define "fractal-cache.env" -}}
 {{- $variables := dict
@@ -80,8 +80,8 @@ Arguments: root, more (a map; it wins).
   "TRITON_CACHE_DIR" "/scratch/triton"
   "MPLCONFIGDIR" "/scratch/matplotlib"
   "CUDA_CACHE_PATH" "/scratch/cuda" -}}
-{{- range $name, $value := mergeOverwrite $variables .more }}
-- {name: {{ $name }}, value: {{ $value | toString | replace "$" "$$" | quote }}}
+{{- range $name, $value := mergeOverwrite $variables (.more | default dict) }}
+- {name: {{ $name | quote }}, value: {{ include "fractal-cache.text" $value | replace "$" "$$" | quote }}}
 {{- end }}
 {{- end -}}
 
@@ -89,23 +89,23 @@ Arguments: root, more (a map; it wins).
 {{- define "fractal-cache.storeKeys" -}}
 {{- with .Values.store.existingSecret }}
 - name: AWS_ACCESS_KEY_ID
-  valueFrom: {secretKeyRef: {name: {{ . }}, key: {{ $.Values.store.secretKeys.accessKeyId | quote }}}}
+  valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: {{ $.Values.store.secretKeys.accessKeyId | quote }}}}
 - name: AWS_SECRET_ACCESS_KEY
-  valueFrom: {secretKeyRef: {name: {{ . }}, key: {{ $.Values.store.secretKeys.secretAccessKey | quote }}}}
+  valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: {{ $.Values.store.secretKeys.secretAccessKey | quote }}}}
 {{- end }}
 {{- end -}}
 
 {{- define "fractal-cache.wandbKey" -}}
 {{- with .Values.wandb.existingSecret }}
 - name: WANDB_API_KEY
-  valueFrom: {secretKeyRef: {name: {{ . }}, key: {{ $.Values.wandb.secretKey | quote }}}}
+  valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: {{ $.Values.wandb.secretKey | quote }}}}
 {{- end }}
 {{- end -}}
 
 {{- define "fractal-cache.hubToken" -}}
 {{- with .Values.huggingFace.existingSecret }}
 - name: HF_TOKEN
-  valueFrom: {secretKeyRef: {name: {{ . }}, key: {{ $.Values.huggingFace.secretKey | quote }}}}
+  valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: {{ $.Values.huggingFace.secretKey | quote }}}}
 {{- end }}
 {{- end -}}
 
@@ -124,7 +124,7 @@ Arguments: root, more (a map; it wins).
 {{- define "fractal-cache.webhook" -}}
 {{- with .Values.notify.existingSecret }}
 - name: FRACTAL_K8S_WEBHOOK
-  valueFrom: {secretKeyRef: {name: {{ . }}, key: url}}
+  valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: url}}
 {{- end }}
 {{- end -}}
 
@@ -155,7 +155,7 @@ Arguments: root, more (a map; it wins).
 {{- with .root.Values.store.existingClaim }}
 - name: store
   persistentVolumeClaim:
-    claimName: {{ . }}
+    claimName: {{ . | quote }}
     readOnly: {{ $.readOnly }}
 {{- end }}
 {{- end -}}

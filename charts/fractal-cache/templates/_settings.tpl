@@ -3,7 +3,14 @@ The site's settings, which `fractal-k8s launch` reads (fractal_k8s/manifest/sett
 What stands in .Values.settings has names of its own: the schema refuses those that are made here.
 */}}
 {{- define "fractal-cache.settings" -}}
-{{- $found := deepCopy .Values.settings -}}
+{{- $found := deepCopy (.Values.settings | default dict) -}}
+{{- with $found.env -}}
+{{- $texts := dict -}}
+{{- range $name, $value := . -}}
+{{- $_ := set $texts $name (include "fractal-cache.text" $value) -}}
+{{- end -}}
+{{- $_ := set $found "env" $texts -}}
+{{- end -}}
 {{- $_ := set $found "image" (include "fractal-cache.image" .) -}}
 {{- $_ := set $found "image_pull_policy" .Values.image.pullPolicy -}}
 {{- $_ := set $found "service_account" (include "fractal-cache.account" (dict "root" . "part" "worker")) -}}

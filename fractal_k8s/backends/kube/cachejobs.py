@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from fractal_k8s.backends.kube.client import CLAIMS, JOBS, PODS, Cluster, Object
 from fractal_k8s.backends.kube.ended import why
-from fractal_k8s.errors import ClusterError, UsageError
+from fractal_k8s.errors import ClusterError, ForbiddenError, UsageError
 from fractal_k8s.manifest import labels
 
 _VERIFY: Final = "cache-verify"
@@ -44,14 +44,21 @@ def fill_jobs(cluster: Cluster) -> list[FillJob]:
 
 def claims(cluster: Cluster, jobs: list[FillJob]) -> dict[str, str]:
     """How the claims of some Jobs stand, by name: "Bound, 500Gi"."""
-    found = {}
-    for name in sorted({claim for job in jobs for claim in job.claims}):
+    names = sorted({claim for job in jobs for claim in job.claims})
+    return {name: _claim_state(cluster, name) for name in names}
+
+
+def _claim_state(cluster: Cluster, name: str) -> str:
+    try:
         body = cluster.get(CLAIMS, name)
-        status = (body or {}).get("status") or {}
-        size = (status.get("capacity") or {}).get("storage")
-        phase = "missing" if body is None else str(status.get("phase", "Pending"))
-        found[name] = f"{phase}, {size}" if size else phase
-    return found
+    except ForbiddenError:
+        return "may not be looked at"
+    if body is None:
+        return "missing"
+    status = body.get("status") or {}
+    phase = str(status.get("phase", "Pending"))
+    size = (status.get("capacity") or {}).get("storage")
+    return f"{phase}, {size}" if size else phase
 
 
 def verify_job(cluster: Cluster) -> str:

@@ -47,7 +47,17 @@ AT_ONCE: Final = 8
 
 _SENDERS: Final = ("launch", "resume", "zoom")
 _CHECKERS: Final = ("doctor", *_SENDERS)
-_FINDERS: Final = ("aggregate", "cancel", "delete", "list", "logs", "pause", "scale", "status")
+_FINDERS: Final = (
+    "aggregate",
+    "cache",
+    "cancel",
+    "delete",
+    "list",
+    "logs",
+    "pause",
+    "scale",
+    "status",
+)
 
 
 @dataclass(frozen=True)
@@ -90,10 +100,10 @@ RIGHTS: Final = (
     Right("patch", CONFIG_MAPS, _SENDERS),
     Right("delete", CONFIG_MAPS, (*_SENDERS, "delete")),
     Right("get", PODS, ("logs",)),
-    Right("list", PODS, ("cluster", "delete", "logs", "status", *_SENDERS)),
-    Right("get", PODS, ("logs",), subresource="log"),
+    Right("list", PODS, ("cache", "cluster", "delete", "logs", "status", *_SENDERS)),
+    Right("get", PODS, ("cache", "logs"), subresource="log"),
     Right("list", EVENTS, ("status",)),
-    Right("get", CLAIMS, _CHECKERS, optional=True),
+    Right("get", CLAIMS, ("cache", *_CHECKERS), optional=True),
     Right("get", SECRETS, _CHECKERS, optional=True),
     Right("get", SERVICE_ACCOUNTS, _CHECKERS, optional=True),
     Right("list", QUOTAS, _CHECKERS, optional=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fractal_k8s.backends.kube.client import CONFIG_MAPS, Cluster
+from fractal_k8s.errors import UsageError
 from fractal_k8s.manifest import labels
 from fractal_k8s.manifest.site import parse_site
 
@@ -14,11 +15,13 @@ def read_site(cluster: Cluster) -> tuple[str, dict[str, Any]]:
 
     Raises:
         ClusterError: the ConfigMap cannot be read.
-        UsageError: it is not valid.
+        UsageError: it is not valid, or has its settings elsewhere.
     """
     source = f"ConfigMap {cluster.namespace}/{labels.SITE}"
     found = cluster.get(CONFIG_MAPS, labels.SITE)
-    text = ((found or {}).get("data") or {}).get(labels.SITE_KEY, "")
-    values = parse_site(text, source=source)
+    texts = {labels.SITE_KEY: ""} if found is None else found.get("data") or {}
+    if labels.SITE_KEY not in texts:
+        raise UsageError(f"{source}: has no key {labels.SITE_KEY}, where the settings stand")
+    values = parse_site(texts[labels.SITE_KEY], source=source)
     # the pods run where the ConfigMap is, whatever it says
     return source, {**values, "namespace": cluster.namespace}

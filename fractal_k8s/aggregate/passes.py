@@ -1,0 +1,172 @@
+"""Pass after pass over a sweep: what each makes anew.
+
+Outcomes that were read once are not read again. Where next to nothing is new in a large map, a pass
+may leave numbers and pictures as they are and tell the counts only:
+
+    <store>/<sweep-id>/summary/progress.json
+
+The file is there only while it knows more than the summary beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from fractal_k8s.aggregate.record import (
+    Inputs,
+    has_summary,
+    inputs_of,
+    is_unchanged,
+    read_record,
+    update_record,
+)
+from fractal_k8s.results.collect import Collected, collect
+from fractal_k8s.results.files import Entry
+from fractal_k8s.results.store import SweepStore
+from fractal_k8s.results.tally import Tally, TallyReader
+from fractal_k8s.sweep.assignment import Plan
+
+if TYPE_CHECKING:
+    from fractal_k8s.aggregate.one_pass import Aggregation
+
+PROGRESS_FILE: Final = "progress.json"
+# a map of fewer points is drawn in a few seconds
+_LARGE: Final = 10_000
+# Points that are worth new pictures, as a share of those that the last ones show.
+_WORTH_DRAWING: Final = 0.02
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a pass found that left the summary as it was: a little more of a large, partial map."""
+
+    counts: dict[str, int]
+    # points with a verdict, of how many
+    known: int
+    points: int
+    problems: tuple[str, ...]
+    num_read: int
+
+    @property
+    def coverage(self) -> float:
+        """Share of the points whose verdict is known."""
+        return self.known / self.points
+
+
+class Passes:
+    """Passes over one sweep; each leaves in the store what the next one, anywhere, goes on from."""
+
+    def __init__(self, folder: SweepStore, plan: Plan, *, allow_mixed: bool) -> None:
+        self.folder = folder
+        self.plan = plan
+        self.allow_mixed = allow_mixed
+        self._reader: TallyReader | None = None
+
+    def whole(self) -> Aggregation:
+        """Makes everything anew."""
+        entries = self.folder.outcome_entries()
+        return self._aggregate(entries, self._inputs(entries))
+
+    def next(self, *, may_look: bool = True) -> Aggregation | Look | None:
+        """Makes anew what has changed; None if nothing has.
+
+        After a `Look` with nothing new since everything is made anew, so that the summary is never
+        behind for long.
+
+        Args:
+            may_look: False = everything is made anew if anything has changed.
+        """
+        entries = self.folder.outcome_entries()
+        inputs = self._inputs(entries)
+        record = read_record(self.folder)
+        if is_unchanged(self.folder, record, inputs):
+            return None
+        if may_look and (look := self._look(entries, inputs, record)) is not None:
+            return look
+        return self._aggregate(entries, inputs)
+
+    def _inputs(self, entries: list[Entry]) -> Inputs:
+        return inputs_of(self.folder, self.plan, entries, self.allow_mixed)
+
+    def _aggregate(self, entries: list[Entry], inputs: Inputs) -> Aggregation:
+        from fractal_k8s.aggregate.one_pass import aggregate
+
+        done = aggregate(
+            self.folder,
+            self.plan,
+            allow_mixed=self.allow_mixed,
+            read=lambda: self._collected(entries),
+        )
+        self.folder.files.discard([self.folder.key("summary", PROGRESS_FILE)])
+        facts = {
+            "inputs": inputs.whole,
+            "others": inputs.others,
+            "complete": done.summary["complete"],
+            "known": int(done.grid.known.sum()),
+            "problems": done.summary["problems"],
+            "looked": None,
+        }
+        update_record(self.folder, facts)
+        return done
+
+    def _collected(self, entries: list[Entry]) -> Collected:
+        """All outcomes; the next pass need not read them again."""
+        collected = collect(self.folder, self.plan.sweep, entries=entries)
+        if self._is_large:
+            reader = self._tally_reader()
+            reader.learn(collected.parts, collected.table)
+            reader.keep()
+        return collected
+
+    @property
+    def _is_large(self) -> bool:
+        return self.plan.sweep.num_points >= _LARGE
+
+    def _tally_reader(self) -> TallyReader:
+        if self._reader is None:
+            self._reader = TallyReader(self.folder, self.plan.sweep, keep_in=self.folder)
+        return self._reader
+
+    def _look(self, entries: list[Entry], inputs: Inputs, record: Mapping[str, Any]) -> Look | None:
+        """The counts, where they are all that is worth to be made anew."""
+        if not self._is_large or inputs.others is None or record.get("others") != inputs.others:
+            return None
+        # nothing is new since the last look
+        if inputs.whole is not None and record.get("looked") == inputs.whole:
+            return None
+        reader = self._tally_reader()
+        if reader.is_empty or not has_summary(self.folder):
+            return None
+        read_before = reader.num_read
+        tally = reader.refresh(entries=entries)
+        if not self._is_little(tally, record):
+            return None
+        known, points = int(tally.known.sum()), tally.known.size
+        look = Look(tally.counts(), known, points, tally.problems, reader.num_read - read_before)
+        text = json.dumps(_progress(self.plan, look), indent=1) + "\n"
+        self.folder.put_summary(PROGRESS_FILE, text.encode())
+        update_record(self.folder, {"looked": inputs.whole})
+        return look
+
+    def _is_little(self, tally: Tally, record: Mapping[str, Any]) -> bool:
+        """Whether the map that was drawn last shows nearly the same."""
+        drawn = record.get("known")
+        if not isinstance(drawn, int) or list(tally.problems) != record.get("problems"):
+            return False
+        if tally.known.all() or (len(tally.classes) > 1 and not self.allow_mixed):
+            return False
+        return 0 < int(tally.known.sum()) - drawn < _WORTH_DRAWING * drawn
+
+
+def _progress(plan: Plan, look: Look) -> dict[str, Any]:
+    """As the same keys of analysis.json."""
+    return {
+        "sweep": plan.sweep.id,
+        "counts": look.counts,
+        "coverage": look.coverage,
+        "complete": False,
+        "problems": list(look.problems),
+    }
