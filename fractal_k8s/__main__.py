@@ -7,9 +7,12 @@ import signal
 import sys
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from fractal_k8s.errors import EXIT_TERMINATED
+
+# commands of pods that train nothing
+_OTHERS_IN_PODS: Final = (["aggregate"], ["cache"])
 
 
 def run() -> None:
@@ -20,10 +23,12 @@ def run() -> None:
     worker that has done its work would count as one that crashed.
     """
     code: object = 0
+    # the kernel drops a SIGTERM for which the first process of a container has no handler
     if sys.argv[1:2] == ["worker"]:
-        # the kernel drops a SIGTERM for which the first process of a container has no handler
         signal.signal(signal.SIGTERM, _end_at_once)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    elif sys.argv[1:2] in _OTHERS_IN_PODS:
+        signal.signal(signal.SIGTERM, _leave)
     from fractal_k8s.cli import main
 
     try:
@@ -44,6 +49,11 @@ def _end_at_once(number: int, frame: FrameType | None) -> NoReturn:
 
     termination.note(code=EXIT_TERMINATED, error="stopped before it began")
     os._exit(EXIT_TERMINATED)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """Ends what may be killed at any moment, so that a pod is gone before its grace is over."""
+    raise SystemExit(EXIT_TERMINATED)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ def is_secret(name: str) -> bool:
 def without_secrets(text: str) -> str:
     """A text with `***` for every secret of this process's environment that it quotes."""
     for name, value in os.environ.items():
-        if is_secret(name) and len(value) >= _SECRET_LENGTH:
-            text = text.replace(value, "***")
+        secret = value.strip()  # of a file, often with the end of a line
+        if is_secret(name) and len(secret) >= _SECRET_LENGTH:
+            text = text.replace(secret, "***")
     return text

@@ -6,10 +6,14 @@ stands in no message. Trouble with it stops nothing.
 
 from __future__ import annotations
 
+import contextlib
+import email.utils
+import html
 import http.client
 import json
 import os
 import socket
+import time
 import urllib.error
 import urllib.request
 from typing import Final
@@ -18,6 +22,8 @@ from typing import Final
 VARIABLE: Final = "FRACTAL_K8S_WEBHOOK"
 _SECONDS: Final = 10.0
 _TRIES: Final = 2
+# of a server that wants to be left alone for a while; a longer one is for the next pass
+_MOST_PAUSE_S: Final = 30.0
 
 
 def is_wanted() -> bool:
@@ -34,9 +40,10 @@ def send(text: str, *, seconds: float = _SECONDS) -> str | None:
     url = os.environ.get(VARIABLE, "").strip()
     if not url.lower().startswith(("http://", "https://")):
         return f"{VARIABLE} is no http:// or https:// address"
-    data = json.dumps({"text": text}).encode()
+    # Slack takes these three characters for markup
+    data = json.dumps({"text": html.escape(text, quote=False)}).encode()
     reason = ""
-    for _ in range(_TRIES):
+    for left in reversed(range(_TRIES)):
         try:
             request = urllib.request.Request(
                 url, data=data, headers={"Content-Type": "application/json"}, method="POST"
@@ -45,12 +52,28 @@ def send(text: str, *, seconds: float = _SECONDS) -> str | None:
                 return None
         except urllib.error.HTTPError as error:
             reason = f"the server answered {error.code}"
+            pause = _pause(error)
             error.close()
-            if error.code < 500:
+            if pause is None or not left:
                 break
+            if pause > _MOST_PAUSE_S:
+                return f"{reason} and wants to be asked again in {pause:,.0f} s"
+            time.sleep(pause)
         except (urllib.error.URLError, OSError, http.client.HTTPException, ValueError) as error:
             reason = _reason(error)
     return reason
+
+
+def _pause(error: urllib.error.HTTPError) -> float | None:
+    """Seconds after which a server may be asked again; None where that is of no use."""
+    if error.code != http.HTTPStatus.TOO_MANY_REQUESTS and error.code < 500:
+        return None
+    wanted = error.headers.get("Retry-After", "").strip()
+    if wanted.isdecimal():
+        return float(wanted)
+    with contextlib.suppress(TypeError, ValueError):
+        return max(0.0, email.utils.parsedate_to_datetime(wanted).timestamp() - time.time())
+    return 1.0 if error.code < 500 else 0.0
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

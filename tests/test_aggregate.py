@@ -56,11 +56,13 @@ def put(
     last: float | None = None,
     node: str = "n0",
     seconds: float = 0.0,
+    numerics_class: str = "test",
 ) -> str:
     """An object with the outcomes of some points; its key. Times are the points' own."""
     made = [outcome(index, last) for index in indexes]
     times = [_BEGAN + timedelta(seconds=one.index + seconds) for one in made]
-    table = schema.to_table(SWEEP, made, times, replace(_HERE, node=node))
+    where = replace(_HERE, node=node, numerics_class=numerics_class)
+    table = schema.to_table(SWEEP, made, times, where)
     key = folder.outcome_key(shard, "1")
     folder.files.put(key, schema.to_bytes(table))
     return key
@@ -530,6 +532,17 @@ def test_a_listing_that_was_made_is_not_made_again(folder: SweepStore) -> None:
     entries: list[Entry] = folder.outcome_entries()
     put(folder, [0], "later")
     assert collect(folder, SWEEP, entries=entries).objects == 1
+
+
+def test_who_visits_every_sweep_accepts_what_a_launch_s_own_aggregator_did(
+    folder: SweepStore, run: Run
+) -> None:
+    put(folder, range(20))
+    put(folder, range(20, 42), "b", numerics_class="other")
+    typed = ("aggregate", "--all", "--store", folder.files.uri)
+    assert "2 numerics classes, which are not one map" in run(*typed, code=65).output
+    run("aggregate", SWEEP.id, "--store", folder.files.uri, "--allow-mixed")
+    assert "unchanged" in run(*typed).output
 
 
 # --- W&B ---

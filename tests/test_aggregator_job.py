@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from fractal_k8s.manifest.aggregator import WEBHOOK, aggregator_name
 from fractal_k8s.notify import VARIABLE
 from rendering import KINDS, docvqa, rendered, validate
 from standin.deletion import collect_orphans
-from test_dispatch import Place, launched, make_place, wait_for
+from test_dispatch import Place, launched, make_place, train_some, wait_for
 
 
 def aggregator_of(**values: Any) -> dict[str, Any]:
@@ -108,6 +110,23 @@ def test_it_reads_secrets_by_name_and_mounts_the_store_alone() -> None:
 
 
 @pytest.mark.parametrize(
+    ("mode", "workers", "own"),
+    [("off", False, False), ("summary", False, True), ("shard", True, True), ("point", True, True)],
+)
+def test_who_gets_the_key_of_w_and_b(mode: str, workers: bool, own: bool) -> None:
+    tracked = {"wandb_project": "maps", "wandb_secret": "wandb", "wandb_mode": mode}
+    values = {**tracked, "wandb_force": True}
+    manifest = rendered(**values)
+    assert manifest.aggregator is not None
+    for body, expected in ((manifest.job, workers), (manifest.aggregator, own)):
+        names = {entry["name"] for entry in container_of(body)["env"]}
+        assert ("WANDB_API_KEY" in names) is expected
+    assert ("FRACTAL_K8S_WANDB_PROJECT" in names) is own
+    alone = rendered(**values, aggregator=False)
+    assert ("WANDB_API_KEY" in alone.text) is workers
+
+
+@pytest.mark.parametrize(
     ("length", "suffix"), [(20, "-aggregate"), (53, "-aggregate"), (54, "-agg"), (61, "-a")]
 )
 def test_its_name_fits_a_label(length: int, suffix: str) -> None:
@@ -170,6 +189,23 @@ def test_it_comes_and_goes_with_the_job(still: Place) -> None:
     assert still.names("jobs") == [sweep_id, f"{sweep_id}-aggregate"]
 
 
+def test_cancel_names_the_command_that_draws_what_is_there(still: Place, run: Run) -> None:
+    """With its Job goes the one that would have drawn it."""
+    sweep_id = launched(still, *WITH)
+    train_some(still, sweep_id, points=10)
+    output = still.run("cancel", sweep_id)
+    (hint,) = re.findall(r"last map +fractal-k8s (.*)", output)
+    assert "246 missing" in run(*shlex.split(hint), code=1).output
+    summary = still.store.sweep(sweep_id).read_summary()
+    assert summary is not None
+    assert summary["counts"]["missing"] == 246
+
+
+def test_cancel_names_no_store_that_only_pods_see(still: Place) -> None:
+    launched(still, "--job", "client_store=")
+    assert "last map" not in still.run("cancel", "small")
+
+
 def test_a_resumed_sweep_has_one_more(still: Place) -> None:
     sweep_id = launched(still, *WITH)
     ended = {"type": "Failed", "status": "True", "reason": "FailedIndexes"}
@@ -187,6 +223,12 @@ def test_whether_its_jobs_have_ended(still: Place) -> None:
     over, failed = ended_jobs(cluster, sweep_id)
     assert over
     assert "4 of" in failed[sweep_id]
+    # before any index has: a wrong sweep or damaged weights end all of it
+    fatal = {**ended, "reason": "PodFailurePolicy", "message": "exit code 65 at index 3"}
+    still.set_status(sweep_id, conditions=[fatal], failedIndexes="")
+    assert ended_jobs(cluster, sweep_id)[1] == {
+        sweep_id: f"the Job {sweep_id} has failed: exit code 65 at index 3"
+    }
     still.run("delete", sweep_id)
     assert ended_jobs(cluster, sweep_id) == (True, {})
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import email.utils
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
 from conftest import Run
 from fractal_k8s import notify
+from fractal_k8s.aggregate import once
 from fractal_k8s.aggregate.announce import announce_failed
+from fractal_k8s.aggregate.every import aggregate_all
+from fractal_k8s.aggregate.once import do_once
+from fractal_k8s.aggregate.until import JobsState, Watch, aggregate_until
 from fractal_k8s.environ import without_secrets
-from fractal_k8s.results.store import SweepStore
+from fractal_k8s.errors import IncompleteError
+from fractal_k8s.results.store import Store, SweepStore
 from test_aggregate import ALL, SWEEP, folder, put
 
 __all__ = ["folder"]  # a fixture
@@ -27,6 +37,8 @@ class Chat:
         self.texts: list[str] = []
         self.kinds: list[str | None] = []
         self.statuses: list[int] = []
+        # what is sent with a status that is not 200
+        self.retry_after: str | None = None
         self.pause_s = 0.0
         chat = self
 
@@ -41,6 +53,8 @@ class Chat:
                 self.send_response(status)
                 if status == 302:
                     self.send_header("Location", "/elsewhere")
+                elif status != 200 and chat.retry_after is not None:
+                    self.send_header("Retry-After", chat.retry_after)
                 self.end_headers()
 
             def log_message(self, *arguments: object) -> None:
@@ -78,8 +92,8 @@ def test_the_end_of_a_sweep_is_told_once(chat: Chat, folder: SweepStore, run: Ru
         assert "very-secret" not in output
     assert len(chat.texts) == 2
     assert chat.texts[1].startswith(f"{SWEEP.id}: complete\ntrainable ")
-    state = folder.files.get(folder.key("aggregate", "state.json")) or b""
-    assert b"very-secret" not in state
+    for path in Path(folder.files.uri).rglob("*"):
+        assert not path.is_file() or b"very-secret" not in path.read_bytes(), path
 
 
 def test_failed_indexes_are_told_once_a_job(chat: Chat, folder: SweepStore) -> None:
@@ -92,13 +106,170 @@ def test_failed_indexes_are_told_once_a_job(chat: Chat, folder: SweepStore) -> N
     ]
 
 
-def test_what_could_not_be_told_is_told_later(chat: Chat, folder: SweepStore, run: Run) -> None:
+@pytest.mark.parametrize("what", [SWEEP.id, "--all"])
+def test_what_could_not_be_told_is_told_later(
+    what: str, chat: Chat, folder: SweepStore, run: Run
+) -> None:
     put(folder, ALL)
     chat.statuses = [500, 500]
-    typed = ("aggregate", SWEEP.id, "--store", folder.files.uri)
+    typed = ("aggregate", what, "--store", folder.files.uri)
     assert "the webhook could not be told: the server answered 500" in run(*typed).output
-    run(*typed)
+    for _ in range(2):  # nothing new is stored
+        run(*typed)
     assert len(chat.texts) == 1
+
+
+def test_old_sweeps_are_not_told_of_where_a_webhook_is_new(
+    folder: SweepStore, chat: Chat, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(folder, ALL)
+    typed = ("aggregate", "--all", "--store", folder.files.uri)
+    with monkeypatch.context() as before:
+        before.delenv(notify.VARIABLE)
+        run(*typed)
+    a_week_ago = time.time() - 7 * 86_400
+    for path in Path(folder.files.uri, SWEEP.id, "summary").iterdir():
+        os.utime(path, (a_week_ago, a_week_ago))
+    run(*typed)
+    assert chat.texts == []
+
+
+# --- once ---
+
+TELL = """
+import sys
+from fractal_k8s.aggregate.announce import announce_failed
+from fractal_k8s.results.store import Store
+announce_failed(Store(sys.argv[1]).sweep(sys.argv[2]), {"job": "2 of 8 have failed"}, print)
+"""
+
+
+def test_processes_that_tell_at_once_tell_once(chat: Chat, folder: SweepStore) -> None:
+    chat.pause_s = 0.3
+    typed = [sys.executable, "-c", TELL, folder.files.uri, SWEEP.id]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    running = [subprocess.Popen(typed, env=environment) for _ in range(3)]
+    assert [process.wait(60) for process in running] == [0, 0, 0]
+    assert len(chat.texts) == 1
+
+
+def test_what_somebody_is_at_is_left_to_him(folder: SweepStore) -> None:
+    done = []
+
+    def act() -> bool:
+        do_once(folder, "end", "1 0", act)  # as another process would
+        done.append("1 0")
+        return True
+
+    do_once(folder, "end", "1 0", act)
+    do_once(folder, "end", "1 0", act)
+    assert done == ["1 0"]
+    do_once(folder, "end", "0 0", lambda: bool(done.append("0 0")))
+    do_once(folder, "end", "0 0", lambda: bool(done.append("again")))
+    assert done == ["1 0", "0 0", "again"]  # what did not work is tried again
+
+
+def test_who_was_killed_does_not_stop_others(
+    folder: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die() -> bool:
+        raise SystemExit
+
+    with monkeypatch.context() as killed:
+        killed.setattr(once, "_release", lambda folder, claim: None)
+        with pytest.raises(SystemExit):
+            do_once(folder, "end", "", die)
+    done: list[str] = []
+    do_once(folder, "end", "", lambda: bool(done.append("too early")))
+    assert done == []
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 1000)
+    for _ in range(2):  # the first one makes room
+        do_once(folder, "end", "", lambda: not done.append("told"))
+    assert done == ["told"]
+
+
+# --- failed indexes ---
+
+
+def failing(is_over: bool, *, job: str = "job") -> Callable[[str], JobsState]:
+    return lambda sweep_id: JobsState(is_over, {job: f"3 of 8 indexes of {job} have failed"})
+
+
+def passes(folder: SweepStore, jobs: Callable[[str], JobsState]) -> list[str]:
+    visits = aggregate_all(Store(folder.files.uri), allow_mixed=False, say=print, jobs=jobs)
+    return [visit.state for visit in visits]
+
+
+def test_the_cronjob_tells_of_indexes_that_fail_after_the_last_outcome(
+    chat: Chat, folder: SweepStore
+) -> None:
+    assert passes(folder, failing(False)) == ["nothing stored"]
+    assert chat.texts == [f"{SWEEP.id}: 3 of 8 indexes of job have failed"]
+    put(folder, range(30))
+    assert passes(folder, failing(False, job="job-r2")) == ["partial"]
+    assert passes(folder, failing(False, job="job-r2")) == ["unchanged"]
+    assert passes(folder, failing(False, job="job-r3")) == ["unchanged"]
+    assert [text.split()[6] for text in chat.texts] == ["job", "job-r2", "job-r3"]
+    for _ in range(2):
+        assert passes(folder, failing(True, job="job-r3")) == ["unchanged"]
+    assert chat.texts[3].startswith(f"{SWEEP.id}: ended with holes: 12 points are missing")
+    assert len(chat.texts) == 4
+
+
+def test_the_cronjob_asks_nothing_about_complete_sweeps(folder: SweepStore) -> None:
+    asked: list[str] = []
+
+    def jobs(sweep_id: str) -> JobsState:
+        asked.append(sweep_id)
+        return JobsState(True, {})
+
+    put(folder, ALL)
+    passes(folder, jobs)
+    assert asked == [SWEEP.id]
+    passes(folder, jobs)
+    assert asked == [SWEEP.id]
+
+
+def test_the_job_tells_also_where_no_worker_has_stored_anything(chat: Chat, tmp_path: Path) -> None:
+    jobs = failing(True)
+    watch = Watch(every_s=0.01, patience_s=0.0, jobs=lambda: jobs(SWEEP.id))
+    with pytest.raises(IncompleteError):
+        aggregate_until(Store(str(tmp_path)), SWEEP.id, watch, allow_mixed=False, say=print)
+    assert chat.texts == [f"{SWEEP.id}: 3 of 8 indexes of job have failed"]
+
+
+# --- the message ---
+
+
+def test_text_is_text_and_no_markup(chat: Chat) -> None:
+    assert notify.send("1 < 2 & <!channel>") is None
+    assert chat.texts == ["1 &lt; 2 &amp; &lt;!channel&gt;"]
+
+
+def test_a_secret_from_a_file_may_end_with_a_line(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(notify.VARIABLE, f"{chat.url}\n")
+    assert notify.send("hello") is None
+    assert "secret" not in without_secrets(f"posted to {chat.url}")
+
+
+def test_a_server_that_is_asked_too_often_is_left_alone_for_as_long_as_it_says(chat: Chat) -> None:
+    chat.statuses, chat.retry_after = [429], "1"
+    began = time.monotonic()
+    assert notify.send("hello") is None
+    assert 1.0 <= time.monotonic() - began < 8.0
+    assert chat.texts == ["hello"]
+    chat.statuses, chat.retry_after = [503], email.utils.formatdate(time.time() - 5, usegmt=True)
+    assert notify.send("hello") is None
+    for wanted in ("3600", email.utils.formatdate(time.time() + 3600, usegmt=True)):
+        chat.statuses, chat.retry_after = [429, 200], wanted
+        said = notify.send("hello") or ""
+        assert said.startswith("the server answered 429 and wants to be asked again in 3,")
+        assert chat.statuses == [200]  # not asked again
+    chat.statuses, chat.retry_after = [429, 429], "0"
+    assert notify.send("hello") == "the server answered 429"
 
 
 def test_a_server_that_stumbles_is_asked_twice(chat: Chat) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from fractal_k8s.sweep.deal import Deal
 from fractal_k8s.tracking import VARIABLE, shards
 from fractal_k8s.tracking.modes import FORCE, MODE, PROJECT, Wish, check_mode, wish
 from fractal_k8s.tracking.shards import ShardTracker, open_shard_tracker
+from standin.experiments import Experiments, serving
 
 ROOT = Path(__file__).parents[1]
 KEY = "a1" * 20
@@ -93,81 +93,22 @@ def test_a_server_that_does_not_answer_makes_an_offline_run(golden: Path, tmp_pa
     assert b"train/loss" in kept_offline(tmp_path)
 
 
-class _Server(BaseHTTPRequestHandler):
-    """As much of W&B's server as a run asks for; remembers what it was sent."""
-
-    asked: list[str]
-    rows: list[dict[str, Any]]
-    ended: list[bool]
-    runs: list[dict[str, Any]]
-    delay = 0.0
-
-    def do_POST(self) -> None:
-        time.sleep(self.delay)
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path.endswith("/graphql"):
-            self._answer({"data": self._data(json.loads(body))})
-        elif not self.path.endswith("/file_stream"):
-            self._answer({})  # the client's own telemetry
-        else:
-            sent = json.loads(body)
-            for name, part in (sent.get("files") or {}).items():
-                if name == "wandb-history.jsonl":
-                    self.rows += [json.loads(line) for line in part["content"]]
-            self.ended.append(bool(sent.get("complete")))
-            self._answer({"limits": {}})
-
-    def _data(self, sent: dict[str, Any]) -> dict[str, Any]:
-        match = re.search(r"(?:query|mutation)\s+(\w+)", sent["query"])
-        name = match[1] if match else ""
-        self.asked.append(name)
-        if name == "UpsertBucket":
-            self.runs.append(sent["variables"])
-            project = {"name": "edges", "entity": {"name": "me"}}
-            run = sent["variables"]["name"]
-            bucket = {"id": "1", "name": run, "displayName": run, "project": project}
-            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
-        if name == "Viewer":
-            viewer = {"id": "1", "entity": "me", "username": "me", "flags": "{}"}
-            return {"viewer": {**viewer, "teams": {"edges": []}}}
-        if name == "CreateRunFiles":
-            return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": []}}
-        return {}
-
-    def _answer(self, content: dict[str, Any]) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
-
-
 @pytest.fixture
-def server() -> Iterator[tuple[str, type[_Server]]]:
-    """Address of a small server and what it heard."""
-    heard: dict[str, Any] = {"asked": [], "rows": [], "ended": [], "runs": []}
-    handler = type("Heard", (_Server,), heard)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
-        thread = threading.Thread(target=listening.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{listening.server_address[1]}", handler
-        listening.shutdown()
+def server() -> Iterator[Experiments]:
+    """A server that keeps what it is sent."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with serving() as experiments:
+        experiments.key = KEY
+        yield experiments
 
 
-def test_an_online_run_sends_every_step(
-    server: tuple[str, type[_Server]], golden: Path, tmp_path: Path
-) -> None:
-    address, heard = server
-    said = train(golden, tmp_path, WANDB_BASE_URL=address, WANDB_API_KEY=KEY)
+def test_an_online_run_sends_every_step(server: Experiments, golden: Path, tmp_path: Path) -> None:
+    said = train(golden, tmp_path, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
     assert "W&B" not in said
     losses = json.loads((tmp_path / "one" / "result.json").read_text())["result"]["losses"]
-    assert [row["train/loss"] for row in heard.rows if "train/loss" in row] == losses
-    assert "UpsertBucket" in heard.asked
-    assert heard.ended[-1]
+    (tracked,) = server.runs.values()
+    assert [row["train/loss"] for row in tracked.rows if "train/loss" in row] == losses
+    assert tracked.is_ended
 
 
 def test_the_missing_library_is_named(
@@ -204,51 +145,48 @@ def series(k: int) -> Any:
 
 
 @pytest.fixture
-def online(
-    server: tuple[str, type[_Server]], monkeypatch: pytest.MonkeyPatch
-) -> tuple[str, type[_Server]]:
-    monkeypatch.setenv("WANDB_BASE_URL", server[0])
+def online(server: Experiments, monkeypatch: pytest.MonkeyPatch) -> Experiments:
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     return server
 
 
 def test_every_step_of_every_point_reaches_the_server(
-    online: tuple[str, type[_Server]], monkeypatch: pytest.MonkeyPatch
+    online: Experiments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "_UPLOAD_SECONDS", 60.0)  # a busy machine
-    heard = online[1]
     said: list[str] = []
     tracker = track(said=said)
     for k in range(3):
         tracker.point(line(k), series(k))
     assert tracker.close(most_seconds=60) == []
     assert said == []
-    steps = [row for row in heard.rows if "train/loss" in row]
+    (tracked,) = online.runs.values()
+    steps = [row for row in tracked.rows if "train/loss" in row]
     assert [(row["i"], row["j"], row["step"]) for row in steps] == [
         (k, 2 * k, step) for k in range(3) for step in range(3)
     ]
     assert [row["train/loss"] for row in steps[:5]] == [2.0, 1.5, 1.0, 3.0, 1.5]
     assert np.isnan(steps[5]["train/loss"])
-    ends = [row for row in heard.rows if "point/state" in row]
+    ends = [row for row in tracked.rows if "point/state" in row]
     assert [(row["i"], row["point/state"], row["point/final_loss"]) for row in ends] == [
         (k, "trainable", 1.0) for k in range(3)
     ]
-    run = heard.runs[0]
-    assert (run["groupName"], run["displayName"]) == (FACTS["sweep"], FACTS["shard"])
-    assert heard.ended[-1]
+    sent = tracked.sent[0]
+    assert (sent["groupName"], sent["displayName"]) == (FACTS["sweep"], FACTS["shard"])
+    assert tracked.is_ended
     assert not tracker.folder.exists()
 
 
 def test_a_run_a_point_where_that_is_wanted(
-    online: tuple[str, type[_Server]], monkeypatch: pytest.MonkeyPatch
+    online: Experiments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "_UPLOAD_SECONDS", 60.0)
     tracker = track("point")
     for k in range(2):
         tracker.point(line(k), series(k))
     assert tracker.close(most_seconds=60) == []
-    names = [run["displayName"] for run in online[1].runs if run.get("displayName")]
-    assert list(dict.fromkeys(names)) == ["0,0", "1,2"]
+    assert [run.sent[0]["displayName"] for run in online.runs.values()] == ["0,0", "1,2"]
 
 
 @pytest.fixture
@@ -261,12 +199,12 @@ def mute() -> Iterator[str]:
 @pytest.mark.parametrize("trouble", ["refuses", "hangs", "slow"])
 def test_a_server_in_trouble_delays_nothing_and_everything_is_kept(
     trouble: str,
-    server: tuple[str, type[_Server]],
+    server: Experiments,
     mute: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    address = {"refuses": "http://127.0.0.1:9", "hangs": mute, "slow": server[0]}[trouble]
-    server[1].delay = 4.0
+    address = {"refuses": "http://127.0.0.1:9", "hangs": mute, "slow": server.url}[trouble]
+    server.delay = 4.0
     monkeypatch.setenv("WANDB_BASE_URL", address)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(shards, "_WRITE_SECONDS", 30.0)  # a busy machine
@@ -391,5 +329,12 @@ def test_a_launch_tracks_its_points(run: Run, monkeypatch: pytest.MonkeyPatch) -
     assert not Path("runs").exists()
     settings = ("--res", "2", "--set", "training.steps=3", "--set", "training.width=4")
     run("launch", "--preset", "tanh", *settings, *tracked)
-    (written,) = Path("runs").glob("tanh-*/wandb/*/offline-run-*/run-*.wandb")
-    assert written.read_bytes().count(b"point/state") >= 4
+    whole, shard = sorted(
+        Path("runs").glob("tanh-*/wandb/*/offline-run-*/run-*.wandb"),
+        key=lambda path: not path.parts[3].startswith("summary-"),
+    )
+    assert shard.read_bytes().count(b"point/state") >= 4
+    assert b"points/trainable" in whole.read_bytes()
+    settings = (*settings, "--set", "seed=7", "--wandb-mode", "summary")
+    run("launch", "--preset", "tanh", *settings, *tracked)
+    assert len([*Path("runs").glob("tanh-*/wandb/*")]) == 3

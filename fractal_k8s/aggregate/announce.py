@@ -1,64 +1,86 @@
-"""What others are told of a sweep's summary: a chat by webhook, W&B. Each thing once."""
+"""What others are told of a sweep's summary: a chat by webhook, W&B. Each thing once.
+
+What could not be told is told by a later pass, also where nothing new was stored since.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import shlex
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fractal_k8s import notify
-from fractal_k8s.aggregate.one_pass import Aggregation
-from fractal_k8s.aggregate.record import read_record, update_record
-from fractal_k8s.errors import StoreError
+from fractal_k8s.aggregate.once import do_once
+from fractal_k8s.errors import CorruptError, StoreError
 from fractal_k8s.results import holes as named
+from fractal_k8s.results.files import LocalFiles
 from fractal_k8s.results.published import published_files
-from fractal_k8s.results.store import SweepStore
+from fractal_k8s.results.store import MANIFEST_FILE, SweepStore
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.tracking import summary as tracked
+from fractal_k8s.tracking.modes import Wish
 
 Say = Callable[[str], None]
 
-_TOLD = "told"
-_TRACKED = "tracked"
+
+@dataclass
+class Patience:
+    """How long a pass still waits for a W&B that does not take what it is sent."""
+
+    seconds: float = float("inf")
 
 
 def publish(
-    folder: SweepStore, plan: Plan, done: Aggregation, say: Say, *, has_ended: bool
+    folder: SweepStore,
+    plan: Plan,
+    say: Say,
+    *,
+    has_ended: bool,
+    patience: Patience | None = None,
 ) -> None:
     """Tells a chat that a sweep has ended, and W&B what it came to. Trouble is said, not raised.
 
     Args:
+        folder: where its last summary is.
         has_ended: False = workers may still add to it: a complete sweep has ended all the same.
+        patience: of this pass over several sweeps.
     """
-    if has_ended or done.summary["complete"]:
-        counts = done.summary["counts"]
-        _tell(folder, f"end {counts['missing']} {counts['failed']}", end_text(folder, done), say)
     wish = tracked.summary_wish()
-    if wish is None or read_record(folder).get(_TRACKED) == done.digest:
+    if wish is None and not notify.is_wanted():
         return
-    found = published_files(folder)
-    files = {} if found is None else found.files
-    kept = tracked.log_summary(wish, plan.sweep.id, plan.sweep.to_dict(), done.summary, files, say)
     try:
-        for name, data in kept:
-            folder.put_tracking("summary", done.digest[:12], name, data)
-    except StoreError as error:
-        say(f"W&B: what no server has is lost ({error})")
-    update_record(folder, {_TRACKED: done.digest})
+        stored = _read(folder)
+        if stored is None:
+            return
+        if has_ended or stored.summary["complete"]:
+            counts = stored.summary["counts"]
+            value = f"{counts['missing']} {counts['failed']}"
+            _tell(folder, "end", value, end_text(folder, stored.summary), say)
+        if wish is not None:
+            _track(folder, plan, wish, stored, say, patience or Patience())
+    except (StoreError, CorruptError) as error:
+        say(f"the sweep's summary could not be announced: {error}")
 
 
 def announce_failed(folder: SweepStore, failed: Mapping[str, str], say: Say) -> None:
-    """Tells a chat that indexes have failed for good, once a Job.
+    """Tells a chat that indexes have failed for good, once a Job. Trouble is said, not raised.
 
     Args:
         failed: a sentence by the name of the Job.
     """
     for job, text in failed.items():
-        _tell(folder, f"failed {job}", f"{folder.sweep_id}: {text}", say)
+        try:
+            _tell(folder, f"failed-{job}", "", f"{folder.sweep_id}: {text}", say)
+        except StoreError as error:
+            say(f"failed indexes could not be announced: {error}")
 
 
-def end_text(folder: SweepStore, done: Aggregation) -> str:
+def end_text(folder: SweepStore, summary: Mapping[str, Any]) -> str:
     """The end of a sweep in a few lines."""
-    summary = done.summary
     head = "complete" if summary["complete"] else holes(summary)
     lines = [f"{folder.sweep_id}: {head}", *named.lines(summary["holes"])]
     if summary["trainable_fraction"] is not None:
@@ -80,13 +102,99 @@ def holes(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _tell(folder: SweepStore, event: str, text: str, say: Say) -> None:
-    if not notify.is_wanted():
-        return
-    told = read_record(folder).get(_TOLD) or []
-    if event in told:
-        return
-    if (why := notify.send(text)) is not None:
-        say(f"the webhook could not be told: {why}")
-        return
-    update_record(folder, {_TOLD: [*told, event]})
+def _tell(folder: SweepStore, kind: str, value: str, text: str, say: Say) -> None:
+    def send() -> bool:
+        if (why := notify.send(text)) is not None:
+            say(f"the webhook could not be told: {why}")
+        return why is None
+
+    if notify.is_wanted():
+        do_once(folder, kind, value, send)
+
+
+# --- W&B ---
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What is known of a summary before its files are read."""
+
+    summary: dict[str, Any]
+    # sha256 of its manifest: the same for the same bytes in every file
+    digest: str
+
+
+def _read(folder: SweepStore) -> _Stored | None:
+    """The last summary; None if there is none."""
+    manifest = folder.files.get(folder.key("summary", MANIFEST_FILE))
+    summary = folder.read_summary()
+    if manifest is None or summary is None:
+        return None
+    return _Stored(summary, hashlib.sha256(manifest).hexdigest())
+
+
+def _track(
+    folder: SweepStore,
+    plan: Plan,
+    wish: Wish,
+    stored: _Stored,
+    say: Say,
+    patience: Patience,
+) -> None:
+    def log() -> bool:
+        began = time.monotonic()
+        found = published_files(folder)
+        files = {} if found is None else found.files
+        config, kept = plan.sweep.to_dict(), _Kept(folder, stored.digest[:12])
+        logged = tracked.log_summary(
+            wish, plan.sweep.id, config, stored.summary, files, keep=kept.run is None
+        )
+        kept.add(logged.kept)
+        kept.discard_others(also_own=logged.done and not logged.kept)
+        if not logged.done:
+            patience.seconds -= time.monotonic() - began
+            say(
+                f"W&B: the summary is not tracked: {logged.reason}; a later pass tries again"
+                f"{kept.hint()}"
+            )
+        return logged.done
+
+    if patience.seconds > 0:
+        do_once(folder, "wandb", stored.digest, log)
+
+
+class _Kept:
+    """The last summary that no server has, as a run that `wandb sync` uploads."""
+
+    def __init__(self, folder: SweepStore, attempt: str) -> None:
+        self.folder = folder
+        self.attempt = attempt
+        found = [entry.key.split("/") for entry in folder.files.entries(folder.key("wandb"))]
+        # names of the folders of all summaries, and of the run in this one's
+        self._all = {key[2] for key in found if key[2].startswith("summary-")}
+        self.run = next((key[3] for key in found if key[2] == f"summary-{attempt}"), None)
+
+    def add(self, files: tuple[tuple[str, bytes], ...]) -> None:
+        for name, data in files:
+            self.folder.put_tracking("summary", self.attempt, name, data)
+            self.run = name.partition("/")[0]
+
+    def discard_others(self, *, also_own: bool) -> None:
+        """Deletes those of earlier summaries, since a later one tells all, if there is one."""
+        if self.run is None and not also_own:
+            return
+        for name in self._all:
+            if also_own or name != f"summary-{self.attempt}":
+                with contextlib.suppress(StoreError):
+                    self.folder.files.remove(self.folder.key("wandb", name))
+
+    def hint(self) -> str:
+        """How to upload it, as the end of a sentence."""
+        if self.run is None:
+            return ""
+        key = self.folder.key("wandb", f"summary-{self.attempt}", self.run)
+        if isinstance(self.folder.files, LocalFiles):
+            place = shlex.quote(str(self.folder.files.path(key)))
+            return f", or upload it with: wandb sync {place}"
+        fetch = self.folder.command("fetch")
+        return f", or upload it with: {fetch} --to DIR && wandb sync DIR/{key}"

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from fractal_k8s.aggregate.announce import announce_failed, publish
-from fractal_k8s.aggregate.passes import Look, Passes
+from fractal_k8s.aggregate.announce import Patience, announce_failed, publish
+from fractal_k8s.aggregate.passes import Look, Passes, accepts_mixed
+from fractal_k8s.aggregate.record import read_record
 from fractal_k8s.aggregate.until import JobsState
 from fractal_k8s.errors import EXIT_CORRUPT, FractalError, StoreError
-from fractal_k8s.results.store import Store
+from fractal_k8s.results.store import Store, SweepStore
 
 Say = Callable[[str], None]
+
+# of a pass, on summaries that W&B does not take: the other sweeps' come with a later pass
+_TRACKING_S: Final = 300.0
+# A summary that is older is left alone: who first names a webhook or W&B is not told of all that
+# the store holds, and what cannot be told is not tried for ever.
+_FRESH_S: Final = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -50,9 +58,10 @@ def aggregate_all(
     Raises:
         StoreError: the store cannot be listed.
     """
+    patience = Patience(_TRACKING_S)
     for sweep_id in store.files.folders():
         try:
-            visit = _visit(store, sweep_id, allow_mixed, say, jobs)
+            visit = _visit(store, sweep_id, allow_mixed, say, jobs, patience)
         except FractalError as error:
             code = 75 if type(error) is StoreError else EXIT_CORRUPT
             visit = Visit(sweep_id, "problem", problems=(str(error),), exit_code=code)
@@ -66,29 +75,43 @@ def _visit(
     allow_mixed: bool,
     say: Say,
     jobs: Callable[[str], JobsState] | None,
+    patience: Patience,
 ) -> Visit | None:
     """A pass over one sweep; None if the folder is none of a sweep."""
     folder = store.sweep(sweep_id)
     plan = folder.read_plan()
     if plan is None:
         return None
+    # asked before the store is read: what comes later is not missed
+    state = None if read_record(folder).get("complete") else _jobs_state(sweep_id, jobs, say)
+    failed = {} if state is None else state.failed
+    announce_failed(folder, failed, say)
     if not folder.outcome_entries():
         return Visit(sweep_id, "nothing stored")
+    # a launch that accepts them tells its own aggregator only
+    allow_mixed = allow_mixed or accepts_mixed(folder)
     made = Passes(folder, plan, allow_mixed=allow_mixed).next()
-    if made is None:
-        return Visit(sweep_id, "unchanged")
-    state = _jobs_state(sweep_id, jobs, say)
-    if state is not None and state.failed:
-        announce_failed(folder, state.failed, say)
     if isinstance(made, Look):
         return _visited(sweep_id, "partial, pictures follow", made.coverage, made.problems)
-    publish(folder, plan, made, say, has_ended=False)
+    # Without a failed index Jobs may be gone because the sweep is trained elsewhere.
+    has_ended = bool(failed) and state is not None and state.is_over
+    # also where nothing has changed: indexes fail after the last outcome, and servers come back
+    if made is not None or has_ended or _is_fresh(folder):
+        publish(folder, plan, say, has_ended=has_ended, patience=patience)
+    if made is None:
+        return Visit(sweep_id, "unchanged")
     name = "complete" if made.summary["complete"] else "partial"
     return _visited(sweep_id, name, made.summary["coverage"], tuple(made.summary["problems"]))
 
 
 def _visited(sweep_id: str, state: str, coverage: float, problems: tuple[str, ...]) -> Visit:
     return Visit(sweep_id, state, coverage, problems, EXIT_CORRUPT if problems else 0)
+
+
+def _is_fresh(folder: SweepStore) -> bool:
+    entries = folder.files.entries(folder.key("summary"))
+    written = max((entry.modified_ns for entry in entries), default=0) / 1e9
+    return time.time() - written < _FRESH_S
 
 
 def _jobs_state(

@@ -39,6 +39,15 @@ _LARGE: Final = 10_000
 _WORTH_DRAWING: Final = 0.02
 
 
+# whether the last pass was told to accept several numerics classes as one map
+_ACCEPTED: Final = "allow_mixed"
+
+
+def accepts_mixed(folder: SweepStore) -> bool:
+    """Whether a pass was told to accept several numerics classes, so that others may, too."""
+    return read_record(folder).get(_ACCEPTED) is True
+
+
 @dataclass(frozen=True)
 class Look:
     """What a pass found that left the summary as it was: a little more of a large, partial map."""
@@ -108,6 +117,7 @@ class Passes:
             "known": int(done.grid.known.sum()),
             "problems": done.summary["problems"],
             "looked": None,
+            _ACCEPTED: self.allow_mixed,
         }
         update_record(self.folder, facts)
         return done

@@ -67,7 +67,7 @@ def aggregate_until(
             break
         time.sleep(waiting.pause_s)
     plan, done = waiting.result()
-    publish(store.sweep(plan.sweep.id), plan, done, say, has_ended=True)
+    publish(store.sweep(plan.sweep.id), plan, say, has_ended=True)
     return plan, done
 
 
@@ -86,7 +86,8 @@ class _Waiting:
         self._passes: Passes | None = None
         self.done: Aggregation | None = None
         self.pause_s = watch.every_s
-        self._changed_at = self._answered_at = time.monotonic()
+        # when something new came last, or the cluster said that something will
+        self._hoped_at = self._answered_at = time.monotonic()
         self._seen: object = None
         # of a map that changes little the counts may be ahead of what was drawn
         self._is_behind = False
@@ -104,9 +105,9 @@ class _Waiting:
                 self.say(f"the cluster does not say how the Job stands: {error}")
             self._asks = False
             return False
-        self._asks = True
-        if state.failed and self.plan is not None:
-            announce_failed(self.store.sweep(self.plan.sweep.id), state.failed, self.say)
+        self._asks, self._hoped_at = True, time.monotonic()
+        if state.failed:  # a part of an id has no Jobs, so it is whole
+            announce_failed(self.store.sweep(self.sweep_id), state.failed, self.say)
         return state.is_over
 
     def look(self, *, is_last: bool) -> bool:
@@ -134,7 +135,7 @@ class _Waiting:
             self._passes = Passes(folder, self.plan, allow_mixed=self.allow_mixed)
         seen = folder.outcome_entries()
         if seen != self._seen:
-            self._seen, self._changed_at = seen, time.monotonic()
+            self._seen, self._hoped_at = seen, time.monotonic()
         elif self.done is not None and not self._is_behind:
             return bool(self.done.summary["complete"])
         if self.done is None:
@@ -168,7 +169,7 @@ class _Waiting:
 
     def is_out_of_patience(self) -> bool:
         """Whether nothing new came for too long, and no cluster says that something will."""
-        silent = time.monotonic() - self._changed_at > self.watch.patience_s
+        silent = time.monotonic() - self._hoped_at > self.watch.patience_s
         if self._problem is not None:
             return time.monotonic() - self._answered_at > self.watch.patience_s
         return silent and not self._asks

@@ -113,7 +113,7 @@ def _once(sweep_id: str, store_uri: str, allow_mixed: bool, as_json: bool) -> Ag
 
     folder, plan = open_store(store_uri).plan(sweep_id)
     done = Passes(folder, plan, allow_mixed=allow_mixed).whole()
-    publish(folder, plan, done, _line(as_json), has_ended=False)
+    publish(folder, plan, _line(as_json), has_ended=False)
     return done
 
 

@@ -149,7 +149,8 @@ def train_missing(
         console.print(
             f"{launch.sweep.id}: every point is stored, nothing to train", highlight=False
         )
-        return _summarise(launch)
+        with _tracked(wandb_project, wandb_mode):
+            return _published(launch, lambda: _summarise(launch), console)
     for text in [] if launch.data is None else launch.data.notes(launch.sweep.training):
         console.print(f"note: {text}", highlight=False, soft_wrap=True)
     launch = controller.foretell(launch, store, price_per_hour)
@@ -160,7 +161,8 @@ def train_missing(
         console.print(f"{text}; its points were trained again", highlight=False, soft_wrap=True)
     if stop.number is not None:
         _stopped(launch, stop.number, console)
-    return controller.finish(launch, status)
+    with _tracked(wandb_project, wandb_mode):
+        return _published(launch, lambda: controller.finish(launch, status), console)
 
 
 def _check_tracking(sweep: Sweep, project: str | None, mode: str | None) -> None:
@@ -201,6 +203,22 @@ def _summarise(launch: Any) -> Aggregation:
     from fractal_k8s.aggregate import aggregate
 
     return aggregate(launch.folder, launch.plan, allow_mixed=launch.allow_mixed)
+
+
+def _published(launch: Any, finish: Callable[[], Aggregation], console: Any) -> Aggregation:
+    """What `finish` makes, with whoever wants to know told of it."""
+    from fractal_k8s.aggregate.announce import publish
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    try:
+        done = finish()
+    except IncompleteError:  # its summary was written all the same
+        publish(launch.folder, launch.plan, say, has_ended=True)
+        raise
+    publish(launch.folder, launch.plan, say, has_ended=True)
+    return done
 
 
 def _stopped(launch: Any, number: int, console: Any) -> None:

@@ -65,7 +65,7 @@ def secrets(settings: JobSettings) -> list[tuple[str, str, str]]:
     """(variable, Secret, its key) of everything that is read from Secrets."""
     found = [
         (name, secret, pod.secret_key(settings, name))
-        for name, secret in pod.secrets(settings).items()
+        for name, secret in pod.secrets(settings, aggregator=True).items()
     ]
     if settings.notify_secret is not None:
         found.append((WEBHOOK, settings.notify_secret, WEBHOOK_KEY))

@@ -221,7 +221,8 @@ def _labels(settings: JobSettings) -> Iterator[str]:
     values = {"gpu": f"NVIDIA-{settings.gpu}"} | {
         f"node_selector.{key}": value for key, value in settings.node_selector.items()
     }
-    if settings.queue is not None and settings.queue_priority is not None:
+    queues = (settings.queue, settings.aggregator_queue)
+    if any(queues) and settings.queue_priority is not None:
         values["queue_priority"] = settings.queue_priority
     for key, value in values.items():
         if not _is_label_value(value):

@@ -126,7 +126,7 @@ def variables(plan: Plan, settings: JobSettings) -> dict[str, str]:
 
 
 def is_tracked(settings: JobSettings) -> bool:
-    """Whether workers report to W&B."""
+    """Whether the sweep is shown in W&B, by workers or by the aggregator alone."""
     return settings.wandb_project is not None and settings.wandb_mode != "off"
 
 
@@ -141,12 +141,17 @@ def _wandb(settings: JobSettings) -> dict[str, str]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def secrets(settings: JobSettings) -> dict[str, str]:
-    """Variable -> Secret that it is read from; `secret_key` tells the key."""
+def secrets(settings: JobSettings, *, aggregator: bool = False) -> dict[str, str]:
+    """Variable -> Secret that it is read from; `secret_key` tells the key.
+
+    Args:
+        aggregator: for its pod, which has W&B's key also where workers track nothing.
+    """
     found = {}
     if settings.store_secret is not None:
         found = dict.fromkeys(labels.AWS_KEYS, settings.store_secret)
-    if is_tracked(settings) and settings.wandb_secret is not None:
+    tracks = is_tracked(settings) and (aggregator or settings.wandb_mode != "summary")
+    if tracks and settings.wandb_secret is not None:
         found[labels.WANDB_KEY] = settings.wandb_secret
     return found
 

@@ -64,7 +64,7 @@ def render(plan: Plan, settings: JobSettings, *, name: str | None = None) -> Man
     values = {
         "name": name,
         "labels": common,
-        "queue_labels": _queue_labels(settings),
+        "queue_labels": _queue_labels(settings, settings.queue),
         "pod_labels": {INTERRUPTIBLE: "true"} if settings.interruptible else {},
         "annotations": _annotations(plan, settings, shape),
         "plan_text": plan_text,
@@ -80,7 +80,13 @@ def render(plan: Plan, settings: JobSettings, *, name: str | None = None) -> Man
     given = {"config_map": values, "job": values}
     if settings.aggregator:
         own = aggregator.template_values(plan, settings, job=name, common=common)
-        given["aggregator"] = {"settings": settings, "user": USER, **own}
+        queue_labels = _queue_labels(settings, settings.aggregator_queue)
+        given["aggregator"] = {
+            "settings": settings,
+            "user": USER,
+            "queue_labels": queue_labels,
+            **own,
+        }
     templates = _templates()
     parts = [
         templates.get_template(f"{part}.yaml.j2").render(content) for part, content in given.items()
@@ -102,10 +108,11 @@ def _labels(plan: Plan) -> dict[str, str]:
     }
 
 
-def _queue_labels(settings: JobSettings) -> dict[str, str]:
-    if settings.queue is None:
+def _queue_labels(settings: JobSettings, queue: str | None) -> dict[str, str]:
+    """Kueue's labels of a Job in a queue."""
+    if queue is None:
         return {}
-    found = {labels.QUEUE: settings.queue}
+    found = {labels.QUEUE: queue}
     if settings.queue_priority is not None:
         found[labels.QUEUE_PRIORITY] = settings.queue_priority
     return found

@@ -200,6 +200,10 @@ class JobSettings(Spec):
     # account that may get and list Jobs; None = it asks no cluster, and ends when every point is
     # known or nothing new comes for an hour
     aggregator_account: Name | None = None
+    # LocalQueue of it, where Kueue holds every Job without one; None = it is in none and starts at
+    # once. Not the sweep's own queue: an aggregator that is admitted first waits for the sweep, and
+    # the sweep for what the aggregator holds of the quota
+    aggregator_queue: Label | None = None
     aggregator_cpu: Quantity = "1"
     aggregator_memory: Quantity = "4Gi"
     # Secret whose key `url` is a webhook that is told when a sweep ends

@@ -14,8 +14,6 @@ import os
 import signal
 import sys
 import time
-import urllib.error
-import urllib.request
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -24,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Final
 
-from fractal_k8s.tracking.run import Tracked, Tracker, open_wandb
+from fractal_k8s.tracking.run import PRIVATE, Tracked, Tracker, open_wandb, why_unusable
 
 # How long the server may take to show that it is there, and to accept a run.
 _PROBE_SECONDS: Final = 3.0
@@ -33,19 +31,6 @@ _INIT_SECONDS: Final = 15.0
 _FINISH_SECONDS: Final = 2.5
 # Once time is up: for what is still to be read.
 _REST_SECONDS: Final = 2.0
-_SERVER: Final = "https://api.wandb.ai"
-# What W&B's client would find out about the machine: nothing that the outcomes do not tell, and
-# command lines and addresses of repositories may hold what is nobody's business.
-_PRIVATE: Final[Mapping[str, Any]] = {
-    "disable_code": True,
-    "disable_git": True,
-    "disable_job_creation": True,
-    "save_code": False,
-    "x_disable_machine_info": True,
-    "x_disable_meta": True,
-    "x_disable_stats": True,
-    "x_save_requirements": False,
-}
 
 
 class _TimeIsUpError(BaseException):
@@ -81,7 +66,7 @@ class _Clock:
         if os.environ.get("WANDB_MODE", "online") == "online":
             try:
                 self._may_raise = not self.is_up
-                if not self.is_up and _answers(os.environ.get("WANDB_BASE_URL") or _SERVER):
+                if not self.is_up and _is_usable():
                     return open_wandb(tracked, _say)
             except _TimeIsUpError:
                 pass
@@ -91,16 +76,10 @@ class _Clock:
         return open_wandb(tracked, _say)
 
 
-def _answers(address: str) -> bool:
-    """Whether a server answers at all, whatever it says."""
-    try:
-        with urllib.request.urlopen(address, timeout=_PROBE_SECONDS):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError) as error:
-        _say(f"W&B: {address} does not answer ({error}); the run is kept offline")
-        return False
+def _is_usable() -> bool:
+    if (why := why_unusable(_PROBE_SECONDS)) is not None:
+        _say(f"W&B: {why}; the run is kept offline")
+    return why is None
 
 
 def _say(text: str) -> None:
@@ -163,10 +142,11 @@ class _Session:
             folder=Path(os.environ["WANDB_DIR"]),
             tags=("sweep",),
             settings={
-                **_PRIVATE,
+                **PRIVATE,
                 "init_timeout": _INIT_SECONDS,
                 "finish_timeout": _FINISH_SECONDS,
             },
+            stays=False,  # but what no server has is handed back
         )
         return self.clock.open(tracked)
 

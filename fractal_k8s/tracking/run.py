@@ -6,8 +6,12 @@ makes a run an offline one, which `wandb sync` uploads later.
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import os
+import shutil
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +27,20 @@ _INIT_SECONDS: Final = 30.0
 # how long the last upload may take before the run ends without it
 _FINISH_SECONDS: Final = 120.0
 _SECRET: Final = "WANDB_API_KEY"
+_NO_KEY: Final = "no API key (WANDB_API_KEY or `wandb login`)"
+_SERVER: Final = "https://api.wandb.ai"
+# What W&B's client would find out about the machine: nothing that the outcomes do not tell, and
+# command lines and addresses of repositories may hold what is nobody's business.
+PRIVATE: Final[Mapping[str, Any]] = {
+    "disable_code": True,
+    "disable_git": True,
+    "disable_job_creation": True,
+    "save_code": False,
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,8 @@ class Tracked:
     run_id: str | None = None
     # settings of W&B's client that differ from the usual ones here
     settings: Mapping[str, Any] = field(default_factory=dict)
+    # whether the folder is there after the run, so that a person can be sent to it
+    stays: bool = True
 
 
 class Tracker(Protocol):
@@ -103,26 +123,60 @@ def require_wandb() -> None:
 
 def open_wandb(tracked: Tracked, say: Say) -> Tracker:
     """A W&B run, online if its server answers within seconds, else offline."""
-    os.environ.setdefault("WANDB_DATA_DIR", str(tracked.folder / "wandb" / "data"))
-    os.environ.setdefault("WANDB_CACHE_DIR", str(tracked.folder / "wandb" / "cache"))
-    os.environ.setdefault("WANDB_SILENT", "true")
-    tracked.folder.mkdir(parents=True, exist_ok=True)
+    _prepare(tracked.folder)
     mode = os.environ.get("WANDB_MODE", "online")
+    if mode == "online":
+        try:
+            if _has_key():
+                return open_run(tracked, mode, say)
+            reason = _NO_KEY
+        except Exception as error:  # whatever its client raises, training goes on
+            reason = f"the server cannot be used ({harmless(error)})"
+        say(f"W&B: {reason}; the run is kept offline")
+        mode = "offline"
     try:
-        if mode == "online" and not _has_key():
-            say("W&B: no API key (WANDB_API_KEY or `wandb login`); the run is kept offline")
-            mode = "offline"
-        return _WandbTracker(_init(tracked, mode), say)
-    except Exception as error:  # whatever its client raises, training goes on
-        if mode != "online":
-            say(f"W&B: not tracked ({_harmless(error)})")
-            return NoTracker()
-        say(f"W&B: the server cannot be used ({_harmless(error)}); the run is kept offline")
-    try:
-        return _WandbTracker(_init(tracked, "offline"), say)
+        return open_run(tracked, mode, say)
     except Exception as error:
-        say(f"W&B: not tracked ({_harmless(error)})")
+        say(f"W&B: not tracked ({harmless(error)})")
         return NoTracker()
+
+
+def open_run(tracked: Tracked, mode: str, say: Say) -> Tracker:
+    """A W&B run in one of its modes: online, offline or disabled.
+
+    Raises:
+        Exception: whatever W&B's client raises where it cannot begin.
+    """
+    _prepare(tracked.folder)
+    return _WandbTracker(_init(tracked, mode), say, stays=tracked.stays)
+
+
+def _prepare(folder: Path) -> None:
+    """What W&B's client finds when it is first used."""
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb" / "data"))
+    os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "wandb" / "cache"))
+    os.environ.setdefault("WANDB_SILENT", "true")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def why_unusable(seconds: float) -> str | None:
+    """Why no run can be online, as far as can be told without one; None = it may.
+
+    Args:
+        seconds: how long the server may take to answer anything at all.
+    """
+    address = os.environ.get("WANDB_BASE_URL") or _SERVER
+    try:
+        with urllib.request.urlopen(address, timeout=seconds):
+            pass
+    except urllib.error.HTTPError as error:  # an answer, whatever it says
+        error.close()
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return f"{address} does not answer ({getattr(error, 'reason', error)})"
+    try:
+        return None if _has_key() else _NO_KEY
+    except Exception as error:  # whatever its client raises
+        return harmless(error)
 
 
 def _has_key() -> bool:
@@ -161,9 +215,10 @@ def _init(tracked: Tracked, mode: str) -> Any:
 class _WandbTracker:
     """A W&B run whose trouble is told once and never raised."""
 
-    def __init__(self, run: Any, say: Say) -> None:
+    def __init__(self, run: Any, say: Say, *, stays: bool) -> None:
         self._run = run
         self._say = say
+        self._stays = stays
         self._told = False
         self._is_uploaded = False
 
@@ -191,6 +246,9 @@ class _WandbTracker:
         def add() -> None:
             import wandb
 
+            if self._run.settings._offline and not self._stays:
+                self._save(files)
+                return
             artifact = wandb.Artifact(name, type=kind)
             for path, file in files.items():
                 artifact.add_file(str(file), name=path, policy="immutable")
@@ -198,24 +256,31 @@ class _WandbTracker:
 
         self._try(add)
 
+    def _save(self, files: Mapping[str, Path]) -> None:
+        """Adds files to the run itself: an artifact's would lie elsewhere, and not be kept."""
+        for name, file in files.items():
+            target = Path(self._run.dir, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+            self._run.save(str(target), base_path=self._run.dir, policy="now")
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Waits for the last upload, but not for ever: what is missing lies in the run's files."""
         self._try(lambda: self._run.summary.update(dict(summary)))
         try:
             self._run.finish()
-            self._is_uploaded = not self._run.settings._offline
+            self._is_uploaded = not (self._run.settings._offline or self._told)
         except Exception as error:
-            self._say(
-                f"W&B: not everything was uploaded ({_harmless(error)}); "
-                f"upload the rest with `wandb sync {Path(self._run.dir).parent}`"
-            )
+            place = Path(self._run.dir).parent
+            hint = f"; upload the rest with `wandb sync {place}`" if self._stays else ""
+            self._say(f"W&B: not everything was uploaded ({harmless(error)}){hint}")
 
     def _try(self, action: Callable[[], object]) -> None:
         try:
             action()
         except Exception as error:
             if not self._told:
-                self._say(f"W&B: not everything is tracked ({_harmless(error)})")
+                self._say(f"W&B: not everything is tracked ({harmless(error)})")
             self._told = True
 
 
@@ -232,7 +297,7 @@ def _with_tables(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _harmless(error: Exception) -> str:
+def harmless(error: Exception) -> str:
     """The first line of an error without the key, which some messages quote."""
     text = (str(error).strip().splitlines() or [""])[0]
     secret = os.environ.get(_SECRET)

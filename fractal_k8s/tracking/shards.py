@@ -12,9 +12,7 @@ import json
 import os
 import queue
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -26,7 +24,8 @@ from typing import IO, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from fractal_k8s.environ import is_secret, without_secrets
+from fractal_k8s.environ import without_secrets
+from fractal_k8s.tracking.child import kill, start
 from fractal_k8s.tracking.modes import Wish
 
 Say = Callable[[str], None]
@@ -63,14 +62,7 @@ class ShardTracker:
         self._waiting = 0
         self._counting = threading.Lock()
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "fractal_k8s.tracking.process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=_environment(folder),
-            start_new_session=True,  # to be killed with what it has started
-        )
+        self._process = start("process", folder)
         self._queue.put(json.dumps(header).encode() + b"\n")
         self._threads = [
             threading.Thread(target=self._feed, args=(self._process.stdin,), daemon=True),
@@ -137,9 +129,7 @@ class ShardTracker:
 
     def _kill(self) -> None:
         """Ends the process, if it still runs, and whatever it has started."""
-        with suppress(OSError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        kill(self._process)
         for thread in self._threads:
             thread.join(timeout=1.0)
 
@@ -195,20 +185,3 @@ def _folder(name: str) -> Path:
     folder = Path(chosen) / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    """What the process sees: no secret but W&B's own, no GPU, and a place for its files."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith("WANDB_") or not is_secret(name)
-    }
-    return {
-        **kept,
-        "CUDA_VISIBLE_DEVICES": "",
-        "WANDB_DIR": str(folder),
-        "WANDB_SILENT": "true",
-        "WANDB_DATA_DIR": os.environ.get("WANDB_DATA_DIR", str(folder / "data")),
-        "WANDB_CACHE_DIR": os.environ.get("WANDB_CACHE_DIR", str(folder / "cache")),
-    }

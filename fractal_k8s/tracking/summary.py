@@ -5,20 +5,25 @@ The run's id is the sweep's, so that a later pass goes on with it; W&B keeps equ
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
+import json
 import os
-import re
+import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from fractal_k8s.environ import without_secrets
+from fractal_k8s.tracking.child import kill, start
 from fractal_k8s.tracking.modes import DEFAULT_MODE, ENTITY, MODE, PROJECT, Wish
-from fractal_k8s.tracking.run import Tracked, open_wandb
 
-Say = Callable[[str], None]
-
+# The most that a server may take, and that writing everything down for later may take.
+_ONLINE_SECONDS: Final = 180
+_OFFLINE_SECONDS: Final = 60
+# by then the process ends itself, whatever has become of this one
+_MARGIN_SECONDS: Final = 10
 _NUMBERS: Final = (
     "trainable_fraction",
     "coverage",
@@ -29,8 +34,18 @@ _NUMBERS: Final = (
     "boundary_pixels",
     "biased_points",
 )
-_TABLE: Final = "grid.parquet"
-_PAGE: Final = "report.html"
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What became of a summary."""
+
+    # whether everything is where WANDB_MODE wants it: at a server, or in files
+    done: bool
+    # why not, without secrets
+    reason: str = ""
+    # the files, by name, that hold what no server has, for `wandb sync`
+    kept: tuple[tuple[str, bytes], ...] = ()
 
 
 def summary_wish() -> Wish | None:
@@ -47,72 +62,76 @@ def log_summary(
     config: Mapping[str, Any],
     summary: Mapping[str, Any],
     files: Mapping[str, bytes],
-    say: Say,
-) -> list[tuple[str, bytes]]:
-    """Tracks a sweep's summary. Never raises for W&B's trouble.
+    *,
+    keep: bool,
+) -> Logged:
+    """Tracks a sweep's summary, in minutes at most. Never raises for W&B's trouble.
 
     Args:
         files: the summary's files by name.
-
-    Returns:
-        The files, by name, that hold what no server has, for `wandb sync`; none if it has all.
+        keep: where no server takes it, write it down.
     """
-
-    def tell(text: str) -> None:
-        say(without_secrets(text))
-
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
-        folder = Path(place, "run")
-        tracker = open_wandb(
-            Tracked(
-                project=wish.project,
-                name=sweep_id,
-                group=sweep_id,
-                config=dict(config),
-                folder=folder,
-                tags=("summary",),
-                entity=wish.entity,
-                run_id=_run_id(sweep_id),
-            ),
-            tell,
-        )
-        paths = {}
-        for name, data in files.items():
-            paths[name] = Path(place, name)
-            paths[name].write_bytes(data)
-        tracker.log_media(
-            images={path.stem: path for name, path in paths.items() if name.endswith(".png")},
-            pages={"report": paths[_PAGE]} if _PAGE in paths else {},
-        )
-        if _TABLE in paths:
-            tracker.add_artifact(sweep_id, {_TABLE: paths[_TABLE]}, kind="dataset")
-        tracker.finish(_numbers(summary))
-        _end_client()
-        return [] if tracker.is_uploaded else _files(folder)
+    if importlib.util.find_spec("wandb") is None:
+        return Logged(False, "the wandb library is not installed")
+    try:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+            for name, data in files.items():
+                Path(place, name).write_bytes(data)
+            wanted = {
+                "project": wish.project,
+                "entity": wish.entity,
+                "sweep": sweep_id,
+                "config": dict(config),
+                "numbers": _numbers(summary),
+                "files": [str(Path(place, name)) for name in files],
+            }
+            return _logged(wanted, Path(place), keep)
+    except OSError as error:
+        return Logged(False, f"it cannot be written here ({error.strerror})")
 
 
-def _end_client() -> None:
-    """Ends W&B's own process, which writes the last of its files only then."""
-    with contextlib.suppress(Exception):  # whatever its client raises
-        import wandb
+def _logged(wanted: dict[str, Any], place: Path, keep: bool) -> Logged:
+    """Online if that is wanted; where that fails, written down, all of it."""
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        problem = _run(wanted, place / "run", {}, _OFFLINE_SECONDS)
+        return Logged(not problem, problem, _files(place / "run"))
+    reason = _run(wanted, place / "run", {}, _ONLINE_SECONDS)
+    if not reason or not keep:
+        return Logged(not reason, reason)
+    problem = _run(wanted, place / "later", {"WANDB_MODE": "offline"}, _OFFLINE_SECONDS)
+    return Logged(False, reason, () if problem else _files(place / "later"))
 
-        wandb.teardown()
+
+def _run(wanted: dict[str, Any], folder: Path, more: Mapping[str, str], seconds: int) -> str:
+    """Has it tracked by a process; why that was not done, or ""."""
+    folder.mkdir()
+    header = json.dumps({**wanted, "folder": str(folder), "seconds": seconds + _MARGIN_SECONDS})
+    with start("summary_run", folder, more) as process:
+        try:
+            written = process.communicate(header.encode(), timeout=seconds)[0]
+        except subprocess.TimeoutExpired:
+            return f"it was not done in {seconds} s"
+        finally:
+            kill(process)
+    try:
+        result = json.loads(written.splitlines()[-1])
+    except (ValueError, IndexError):
+        return "its client has ended too early"
+    if result["said"]:
+        return without_secrets(str(result["said"][0]).removeprefix("W&B: "))
+    return "" if result["done"] else "not everything was uploaded"
 
 
-def _files(folder: Path) -> list[tuple[str, bytes]]:
-    """What W&B's client has written of runs, without logs of its own."""
-    return [
+def _files(folder: Path) -> tuple[tuple[str, bytes], ...]:
+    """What W&B's client has written of an offline run, without logs of its own."""
+    return tuple(
         (path.relative_to(folder / "wandb").as_posix(), path.read_bytes())
         for path in sorted((folder / "wandb").glob("offline-run-*/**/*"))
         if path.is_file() and not path.is_symlink() and "/logs/" not in path.as_posix()
-    ]
-
-
-def _run_id(sweep_id: str) -> str:
-    """W&B takes no / \\ # ? % : in an id; a sweep's has none of them, but no harm in looking."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", sweep_id)
+    )
 
 
 def _numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: summary[name] for name in _NUMBERS if summary.get(name) is not None}
+    """What the run shows; also what there is none of, which an earlier pass may have had."""
+    found = {name: summary.get(name) for name in _NUMBERS}
     return {**found, **{f"points/{name}": count for name, count in summary["counts"].items()}}

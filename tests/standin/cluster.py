@@ -12,6 +12,8 @@ from typing import Any, Final, Self
 import yaml
 
 from standin import rbac
+from standin.accounts import Accounts
+from standin.crons import CronController
 from standin.jobs import JobController
 from standin.kubelet import Kubelet, Outcome
 from standin.objects import Object, Objects
@@ -44,6 +46,9 @@ class StandIn:
     Attributes:
         objects: what is stored, to look at and to plant.
         controller, kubelet: what acts on it.
+        accounts: what gives pods their tokens.
+        crons: makes Jobs of CronJobs whenever a test tells it the time.
+        webhooks: functions that get the plural and the object of what is created, and change it.
         requests: every request: user, verb, resource, path.
         faults: trouble for the next requests.
     """
@@ -65,7 +70,9 @@ class StandIn:
         self._contexts = {_CURRENT: "no-token-of-anyone"}
         _plant(self.objects, nodes, claims or {})
         self._runs = run_pods
-        self.controller = JobController(self.objects)
+        self.accounts = Accounts(self.objects)
+        self.controller = JobController(self.objects, admit=self.accounts.admit)
+        self.crons = CronController(self.objects)
         self.kubelet = Kubelet(
             self.objects,
             root / "kubelet",
@@ -73,9 +80,11 @@ class StandIn:
             nodes=nodes,
             slots=slots,
             instant=instant,
+            accounts=self.accounts,
         )
         host = self.kubelet if run_pods else None
-        self._server = ApiServer(self.objects, root / "certificates", host=host)
+        self._server = ApiServer(self.objects, root / "certificates", self.accounts, host=host)
+        self.webhooks = self._server.webhooks
 
     @property
     def url(self) -> str:

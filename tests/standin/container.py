@@ -11,15 +11,20 @@ import os
 import re
 import shutil
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from standin.accounts import FOLDER, Accounts, has_token
 from standin.objects import ApiError, Object, Objects
 
 TERMINATION_LOG: Final = "/dev/termination-log"
 PROGRAM: Final = "fractal-k8s"
+# what the program is started by where it has a token
+_STARTER: Final = Path(__file__).with_name("inpod.py")
 
 # volumes made from objects: their key, the objects' kind, the key of the object's name
 _SOURCES: Final = (("configMap", "configmaps", "name"), ("secret", "secrets", "secretName"))
@@ -33,6 +38,29 @@ class ConfigError(Exception):
     """A variable cannot be made; the kubelet tries again."""
 
 
+@dataclass
+class Projected:
+    """A volume with a token, which is written anew before the token expires."""
+
+    pod: Object
+    volume: Object
+    where: Path
+    accounts: Accounts
+    due: float = 0.0  # monotonic time
+
+    def renew(self) -> None:
+        """Writes all files anew, if it is time.
+
+        Raises:
+            ApiError: the account is gone.
+        """
+        if time.monotonic() < self.due:
+            return
+        due = self.accounts.renewal()
+        _replace_all(self.where, self.accounts.files(self.pod, self.volume))
+        self.due = due
+
+
 @dataclass(frozen=True)
 class Launch:
     """How the process of a container is started."""
@@ -41,10 +69,20 @@ class Launch:
     env: dict[str, str]
     cwd: Path
     termination_log: Path
+    projected: list[Projected] = field(default_factory=list)
 
 
-def prepare(objects: Objects, pod: Object, folder: Path, claims: Mapping[str, Path]) -> Launch:
+def prepare(
+    objects: Objects,
+    pod: Object,
+    folder: Path,
+    claims: Mapping[str, Path],
+    accounts: Accounts | None = None,
+) -> Launch:
     """Makes a pod's volumes in a folder and tells how to start its one container.
+
+    Args:
+        accounts: what issues tokens; None = there is no API that pods could reach.
 
     Raises:
         MountError, ConfigError: what the pod names is missing.
@@ -57,7 +95,16 @@ def prepare(objects: Objects, pod: Object, folder: Path, claims: Mapping[str, Pa
     cwd.mkdir(parents=True, exist_ok=True)
     if (container.get("securityContext") or {}).get("readOnlyRootFilesystem"):
         cwd.chmod(0o555)  # root writes there all the same
+    projected: list[Projected] = []
+    if accounts is not None:
+        projected = [
+            Projected(pod, volume, folder / "volumes" / volume["name"], accounts)
+            for volume in pod["spec"].get("volumes") or ()
+            if "projected" in volume
+        ]
     mounts = _mount(objects, pod, container, folder, claims)
+    for volume in projected:
+        _first(volume)
     log = folder / "termination-log"
     log.touch()
     mounts[container.get("terminationMessagePath", TERMINATION_LOG)] = log
@@ -68,13 +115,18 @@ def prepare(objects: Objects, pod: Object, folder: Path, claims: Mapping[str, Pa
         *(container.get("args") or ()),
     ]
     argv = [translate(expand(word, plain)) for word in words]
-    if argv[0] == PROGRAM:
+    if argv[0] == PROGRAM and accounts is not None and has_token(pod):
+        argv[:1] = [sys.executable, "-P", str(_STARTER), str(mounts[FOLDER])]
+    elif argv[0] == PROGRAM:
         argv[:1] = [sys.executable, "-m", "fractal_k8s"]
     env = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG") if name in os.environ}
+    if accounts is not None:
+        host, port = accounts.address
+        env |= {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": str(port)}
     env |= {name: translate(value) for name, value in plain.items()}
     if "workingDir" in container:
         cwd = Path(translate(container["workingDir"]))
-    return Launch(argv, env, cwd, log)
+    return Launch(argv, env, cwd, log, projected)
 
 
 def expand(text: str, variables: Mapping[str, str]) -> str:
@@ -115,18 +167,15 @@ def _volume(
         if claim not in claims:
             raise MountError(f"{failed}the storage of claim {claim} cannot be reached")
         return claims[claim]
-    for key, plural, field in (
-        ("configMap", "configmaps", "name"),
-        ("secret", "secrets", "secretName"),
-    ):
+    for key, plural, named in _SOURCES:
         if key in volume:
             source = volume[key]
             try:
-                content = _content(objects, plural, namespace, source[field])
+                content = _content(objects, plural, namespace, source[named])
             except ApiError:
                 if source.get("optional"):
                     continue
-                raise MountError(f'{failed}{key.lower()} "{source[field]}" not found') from None
+                raise MountError(f'{failed}{key.lower()} "{source[named]}" not found') from None
             chosen = source.get("items") or [{"key": item, "path": item} for item in content]
             for item in chosen:
                 if item["key"] not in content:
@@ -135,6 +184,28 @@ def _volume(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content[item["key"]])
     return where
+
+
+def _first(volume: Projected) -> None:
+    try:
+        volume.renew()
+    except ApiError as error:
+        name = volume.volume["name"]
+        raise MountError(f'MountVolume.SetUp failed for volume "{name}" : {error}') from None
+
+
+def _replace_all(where: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files of a volume as a kubelet does: programs see all the old or all the new ones."""
+    fresh = Path(tempfile.mkdtemp(prefix="..", dir=where))
+    for name, content in files.items():
+        (fresh / name).write_bytes(content)
+        if not (where / name).is_symlink():
+            (where / name).symlink_to(Path("..data") / name)
+    before = (where / "..data").resolve()
+    (where / "..data_tmp").symlink_to(fresh.name)
+    (where / "..data_tmp").replace(where / "..data")
+    if before.name != "..data":
+        shutil.rmtree(before)
 
 
 def _content(objects: Objects, plural: str, namespace: str, name: str) -> dict[str, bytes]:

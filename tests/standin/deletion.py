@@ -149,7 +149,7 @@ def collect_orphans(objects: Objects) -> None:
     """Lets go what names an owner that is no longer there."""
     uids = {
         item["metadata"]["uid"]
-        for plural in ("pods", "configmaps", "jobs", "secrets", "nodes")
+        for plural in ("pods", "configmaps", "jobs", "cronjobs", "secrets", "nodes")
         for item in objects.peek(plural)
     }
     for plural in _OWNED:

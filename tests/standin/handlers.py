@@ -9,6 +9,7 @@ from typing import Any, Final
 from werkzeug.wrappers import Response
 
 from standin import defaults, patching, rbac, reviews, validation, watching
+from standin.accounts import Accounts
 from standin.answers import as_json, from_token, in_form, list_in_form, to_token
 from standin.deletion import delete_owner, is_due
 from standin.logs import PodHost, pod_log
@@ -18,19 +19,31 @@ from standin.target import REVIEWS, not_found
 
 _DELETE_FIELDS: Final = ("propagationPolicy", "gracePeriodSeconds", "dryRun", "orphanDependents")
 
+# gets the plural of a kind and a new object of it
+Webhook = Callable[[str, Object], None]
+
 
 class Handlers:
     """The verbs, over a store.
 
     Args:
+        accounts: gives new pods their account.
+        webhooks: each is asked about every new object, and may change it or refuse it.
         host: what runs pods; None = pods are objects and nothing more.
         broken: tells a watch or a log whether the server has gone away since it began.
     """
 
     def __init__(
-        self, objects: Objects, host: PodHost | None, broken: Callable[[], Callable[[], bool]]
+        self,
+        objects: Objects,
+        accounts: Accounts,
+        webhooks: list[Webhook],
+        host: PodHost | None,
+        broken: Callable[[], Callable[[], bool]],
     ) -> None:
         self._objects = objects
+        self._accounts = accounts
+        self._webhooks = webhooks
         self._host = host
         self._broken = broken
 
@@ -113,9 +126,13 @@ class Handlers:
             meta["name"] = f"{meta['generateName'][:58]}{uuid.uuid4().hex[:5]}"
         validation.check_schema(target.resource, item)
         defaults.fill(plural, item)
-        validation.check_rules(target.resource, item)
         if target.resource.namespaced:
             self._check_namespace(target.namespace)
+        for webhook in self._webhooks:
+            webhook(plural, item)
+        if plural == "pods":
+            self._accounts.admit(item)
+        validation.check_rules(target.resource, item)
         if asked.is_dry:
             if self._has(plural, target.namespace, meta["name"]):
                 raise exists(plural, meta["name"])

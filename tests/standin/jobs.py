@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
@@ -58,6 +58,7 @@ class JobController:
         backoff_s: seconds before the pod after a first failure; doubles with every further one.
         backoff_cap_s: the longest such time.
         keep_pods: how many ended pods are kept; older ones go, whatever their Job says.
+        admit: what the API does to a pod that is to be created; it may refuse it.
     """
 
     def __init__(
@@ -67,11 +68,12 @@ class JobController:
         backoff_s: float = 0.2,
         backoff_cap_s: float = 5.0,
         keep_pods: int = 12_500,
+        admit: Callable[[Object], None] = lambda pod: None,
     ) -> None:
         self._objects = objects
         self._events = Recorder(objects, "job-controller", "jobs")
         self._backoff_s, self._backoff_cap_s = backoff_s, backoff_cap_s
-        self._keep_pods = keep_pods
+        self._keep_pods, self._admit = keep_pods, admit
         self._over: dict[tuple[str, str], None] = {}  # ended pods, oldest first
         self._jobs: dict[str, KnownJob] = {}
         self._dirty: set[str] = set()
@@ -147,7 +149,7 @@ class JobController:
         if change.type == "DELETED":
             if change.plural == "jobs":
                 self._jobs.pop(meta["uid"], None)
-            if change.plural in ("jobs", "configmaps"):
+            if change.plural in ("jobs", "configmaps", "cronjobs"):
                 collect(self._objects, meta["namespace"], meta["uid"])
         elif change.plural == "jobs":
             self._learn(change.object)
@@ -298,7 +300,14 @@ class JobController:
         ready = [index for index, wait in zip(indexes, waits, strict=True) if wait <= 0]
         for index in ready:
             failures, ignored = self._next_counts(job, awaiting.get(index))
-            pod = self._objects.create("pods", make_pod(job.body, index, failures, ignored))
+            wanted = make_pod(job.body, index, failures, ignored)
+            try:
+                self._admit(wanted)
+            except ApiError as error:
+                self._events.warn_once(job.body, "FailedCreate", f"Error creating: {error}")
+                job.wake = _sooner(job.wake, self._backoff_s)
+                return
+            pod = self._objects.create("pods", wanted)
             name = pod["metadata"]["name"]
             job.pods[name] = pod
             self._events.say(job.body, "SuccessfulCreate", f"Created pod: {name}")

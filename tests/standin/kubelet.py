@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from standin import status
+from standin.accounts import Accounts
 from standin.container import ConfigError, Launch, MountError, discard, prepare
 from standin.deletion import ENDED, delete_pod, edit
 from standin.events import Recorder
@@ -68,6 +69,7 @@ class Kubelet:
         instant: pods succeed at once without a process; a function tells each one's exit code.
         has_image: whether an image can be pulled.
         retry_s: seconds between two tries at what is missing.
+        accounts: gives pods their tokens; None = there is no API that they could reach.
     """
 
     def __init__(
@@ -81,11 +83,13 @@ class Kubelet:
         instant: bool | Outcome = False,
         has_image: Callable[[str], bool] = lambda image: "missing" not in image,
         retry_s: float = 0.2,
+        accounts: Accounts | None = None,
     ) -> None:
         self._objects, self._root = objects, root.resolve()
         self.claims = dict(claims or {})
         self._nodes = list(nodes) if nodes is not None else [make_node("node-0")]
         self._slots, self._has_image, self._retry_s = slots, has_image, retry_s
+        self._accounts = accounts
         self._instant: Outcome | None = (lambda _: 0) if instant is True else instant or None
         self._pods: dict[tuple[str, str], Object] = {}  # not ended, or being deleted
         self._fresh: set[tuple[str, str]] = set()  # those to look at
@@ -183,10 +187,17 @@ class Kubelet:
                 retried = time.monotonic()
                 self._fresh.update(self._pods)
                 self._waiting.clear()
+                self._renew_tokens()
             for key in [key for key in self._pods if key in self._fresh]:
                 if key in self._pods:
                     self._sync(key)
             self._fresh.clear()
+
+    def _renew_tokens(self) -> None:
+        for run in list(self._runs.values()):
+            for volume in run.launch.projected:
+                with suppress(ApiError, OSError):  # the account is gone, or the pod with its folder
+                    volume.renew()
 
     def _list_all(self) -> None:
         with self._objects.changed:
@@ -295,7 +306,7 @@ class Kubelet:
             self._cannot_pull(key, pod, container)
             return
         try:
-            launch = prepare(self._objects, pod, folder, self.claims)
+            launch = prepare(self._objects, pod, folder, self.claims, self._accounts)
         except MountError as error:
             self._wait(key, pod, "ContainerCreating", "")
             self._events.warn_once(pod, "FailedMount", str(error))

@@ -26,6 +26,11 @@ class Listener:
         self._thread: threading.Thread | None = None
 
     @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        return _HOST, self._port
+
+    @property
     def url(self) -> str:
         return f"https://{_HOST}:{self._port}"
 

@@ -3,8 +3,8 @@
 It speaks JSON and YAML over TLS. It speaks no protobuf: a body in it is answered 415, so those
 subcommands of kubectl that send one (`kubectl create configmap`) do not work here.
 
-What it does not do: ownership of fields in server-side apply, finalizers, quotas, admission hooks,
-exec and port-forward. It was written by the same hands as the package it tests, and shares their
+What it does not do: ownership of fields in server-side apply, finalizers, quotas, exec and
+port-forward. It was written by the same hands as the package it tests, and shares their
 misreadings: a pass here says little until the same scenarios have passed on a real cluster.
 """
 
@@ -22,8 +22,9 @@ from typing import Any
 from werkzeug.wrappers import Request, Response
 
 from standin import discovery, rbac
+from standin.accounts import Accounts
 from standin.answers import as_json, as_status
-from standin.handlers import Handlers
+from standin.handlers import Handlers, Webhook
 from standin.listener import Listener
 from standin.logs import PodHost
 from standin.objects import ApiError, Objects
@@ -53,15 +54,19 @@ class ApiServer:
 
     Args:
         folder: where certificates go.
+        accounts: whose tokens pods show.
         host: what runs the pods, for logs and deletes.
 
     Attributes:
+        webhooks: see `Handlers`; those of a real cluster are admission webhooks that mutate.
         requests: every request since the start, in order.
         faults: each is met by the next request it fits.
         errors: tracebacks of what went wrong in here; empty unless the stand-in is broken.
     """
 
-    def __init__(self, objects: Objects, folder: Path, *, host: PodHost | None = None) -> None:
+    def __init__(
+        self, objects: Objects, folder: Path, accounts: Accounts, *, host: PodHost | None = None
+    ) -> None:
         self.requests: list[Call] = []
         self.faults: deque[Fault] = deque()
         self.errors: list[str] = []
@@ -69,7 +74,9 @@ class ApiServer:
         self._users: dict[str, rbac.User] = {}
         self._lock = threading.Lock()
         self._times_down = 0
-        self._handlers = Handlers(objects, host, self._breaks)
+        self.webhooks: list[Webhook] = []
+        self._accounts = accounts
+        self._handlers = Handlers(objects, accounts, self.webhooks, host, self._breaks)
         self._listener = Listener(self, folder)
 
     @property
@@ -89,6 +96,8 @@ class ApiServer:
 
     def up(self) -> None:
         self._listener.up()
+        self._accounts.address = self._listener.address
+        self._accounts.authority = self.authority
 
     def down(self) -> None:
         """Connections are refused, and open watches and logs break."""
@@ -153,7 +162,9 @@ class ApiServer:
 
     def _user(self, request: Request) -> rbac.User | None:
         kind, _, token = request.headers.get("Authorization", "").partition(" ")
-        return self._users.get(token.strip()) if kind == "Bearer" else None
+        if kind.lower() != "bearer":
+            return None
+        return self._users.get(token.strip()) or self._accounts.user_of(token.strip())
 
     @staticmethod
     def _target(request: Request) -> Target | None:

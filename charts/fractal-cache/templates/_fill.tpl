@@ -6,11 +6,12 @@ true
 {{- end -}}
 
 {{/*
-Name of the fill Job: with a hash of all that it is, as a Job cannot be changed. The same content
-has the same name, and another gets a Job of its own.
+Name of the fill Job: with a hash of all that it is, as a Job cannot be changed, nor moved to another
+queue. The same content has the same name, and another gets a Job of its own.
 */}}
 {{- define "fractal-cache.fillName" -}}
-{{ include "fractal-cache.fullname" . }}-fill-{{ include "fractal-cache.fillSpec" . | sha256sum | trunc 10 }}
+{{- $all := printf "%s\n%s" (include "fractal-cache.fillSpec" .) (include "fractal-cache.queueLabels" .) -}}
+{{ include "fractal-cache.fullname" . }}-fill-{{ $all | sha256sum | trunc 10 }}
 {{- end -}}
 
 {{- define "fractal-cache.fillSpec" -}}

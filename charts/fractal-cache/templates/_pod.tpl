@@ -29,6 +29,19 @@ securityContext:
   fsGroupChangePolicy: OnRootMismatch
   seccompProfile:
     type: RuntimeDefault
+{{- with .root.Values.priorityClass }}
+priorityClassName: {{ . | quote }}
+{{- end }}
+{{- end -}}
+
+{{/* Kueue's labels of a Job that uses no GPU. */}}
+{{- define "fractal-cache.queueLabels" -}}
+{{- with .Values.kueue.cpuQueue }}
+kueue.x-k8s.io/queue-name: {{ . | quote }}
+{{- with $.Values.kueue.priorityClass }}
+kueue.x-k8s.io/priority-class: {{ . | quote }}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* Nodes of a pod. Argument: fill or aggregator. */}}

@@ -28,6 +28,7 @@ What stands in .Values.settings has names of its own: the schema refuses those t
   "notify_secret" .Values.notify.existingSecret
   "queue" .Values.kueue.queue
   "queue_priority" .Values.kueue.priorityClass
+  "aggregator_queue" .Values.kueue.cpuQueue
   "priority_class" .Values.priorityClass -}}
 {{- if .Values.kueue.minParallelism -}}
 {{- $_ := set $given "min_parallelism" .Values.kueue.minParallelism -}}

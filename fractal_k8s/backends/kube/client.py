@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
+# what stands for a context where a pod asks its own cluster
+IN_CLUSTER: Final = "in-cluster"
+
 # seconds to connect, seconds between two pieces of an answer
 _TIMEOUT: Final = (5.0, 30.0)
 # a followed log is silent as long as its pod is
@@ -327,6 +330,7 @@ class Cluster:
     ) -> BaseHTTPResponse:
         """One request, once."""
         from kubernetes.client.exceptions import ApiException
+        from kubernetes.config.config_exception import ConfigException
 
         try:
             answer: BaseHTTPResponse = self._api.call_api(
@@ -339,6 +343,8 @@ class Cluster:
                 _preload_content=False,
                 _request_timeout=_FOLLOW_TIMEOUT if is_followed else _TIMEOUT,
             )
+        except ConfigException as error:  # of a token that is being replaced
+            raise OSError(str(error)) from None
         except AttributeError as error:
             # the client trips over its own exception where there was no answer to read
             if isinstance(error.__context__, ApiException):
@@ -358,6 +364,11 @@ class Cluster:
             return ClusterError(
                 f"cluster {self.context!r} does not prove who it is ({_first(said)}); check "
                 "the certificate authority of its context"
+            )
+        if error.status == 401 and self.context == IN_CLUSTER:
+            return ClusterError(
+                "the cluster does not accept the token of this pod's account, which is read anew "
+                "every minute; if that does not help, see whether the account is still there"
             )
         if error.status == 401:
             return ClusterError(

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fractal_k8s.backends.kube.client import Cluster
+from fractal_k8s.backends.kube.client import IN_CLUSTER, Cluster
 from fractal_k8s.errors import ClusterError, UsageError
 from fractal_k8s.sweep.axes import near
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 DEFAULT_NAMESPACE: Final = "fractal"
 # more than all threads that ask at once
 _CONNECTIONS: Final = 32
-_SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 def connect(
@@ -97,19 +96,19 @@ def _contexts(place: str) -> dict[str, dict[str, Any]]:
 
 def _in_cluster(namespace: str | None) -> Cluster:
     from kubernetes.client import ApiClient, Configuration
-    from kubernetes.config import load_incluster_config
+    from kubernetes.config import incluster_config
     from kubernetes.config.config_exception import ConfigException
 
     configuration = Configuration()
     try:
-        load_incluster_config(client_configuration=configuration)
+        incluster_config.load_incluster_config(client_configuration=configuration)
     except ConfigException:
         raise UsageError(
             "--in-cluster: this is no pod with a service account's token; give --context NAME"
         ) from None
-    own = _SERVICE_ACCOUNT / "namespace"
+    own = Path(incluster_config.SERVICE_TOKEN_FILENAME).with_name("namespace")
     chosen = namespace or (own.read_text().strip() if own.exists() else DEFAULT_NAMESPACE)
-    return Cluster(ApiClient(_patient(configuration)), context="in-cluster", namespace=chosen)
+    return Cluster(ApiClient(_patient(configuration)), context=IN_CLUSTER, namespace=chosen)
 
 
 def _patient(configuration: Configuration) -> Any:

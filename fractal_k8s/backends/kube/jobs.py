@@ -209,10 +209,19 @@ def ended_jobs(cluster: Cluster, sweep_id: str) -> tuple[bool, dict[str, str]]:
     none.
     """
     jobs = jobs_of(cluster, sweep_id)
-    failed = {
-        job.name: f"{len(job.failed):,} of {job.completions:,} indexes of the Job {job.name} have "
-        "failed for good"
-        for job in jobs
-        if job.failed
-    }
+    failed = {job.name: text for job in jobs if (text := _failure(job)) is not None}
     return all(job.is_finished for job in jobs), failed
+
+
+def _failure(job: SweepJob) -> str | None:
+    """What has failed of a Job for good, if anything: indexes, or the Job before any did."""
+    if job.failed:
+        return (
+            f"{len(job.failed):,} of {job.completions:,} indexes of the Job {job.name} have "
+            "failed for good"
+        )
+    condition = job.condition("Failed")
+    if condition is None:
+        return None
+    reason = condition.get("message") or condition.get("reason") or "no reason is given"
+    return f"the Job {job.name} has failed: {reason}"

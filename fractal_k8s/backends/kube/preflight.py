@@ -102,7 +102,10 @@ def _looks(subject: Subject) -> Iterator[tuple[str, Look]]:
     if settings.priority_class:
         yield "priority class", _priority_class
     if settings.queue:
-        yield "queue", _queue
+        yield "queue", partial(_queue, of="queue", name=settings.queue)
+    if settings.aggregator and settings.aggregator_queue:
+        of = "aggregator's queue"
+        yield of, partial(_queue, of=of, name=settings.aggregator_queue)
     yield "nodes", _nodes
     yield "quotas", _quotas
     yield "limits", _limits
@@ -274,7 +277,7 @@ def _secrets(settings: JobSettings) -> Iterator[tuple[str, str]]:
     typed.
     """
     keys: dict[str, list[str]] = {}
-    for key, name in pod.secrets(settings).items():
+    for key, name in pod.secrets(settings, aggregator=settings.aggregator).items():
         keys.setdefault(name, []).append(pod.secret_key(settings, key))
     for name, found in keys.items():
         lines = " and ".join(f"{key}=..." for key in found)
@@ -333,12 +336,11 @@ def _priority_class(subject: Subject) -> Check:
     return Check("priority class", "ok", name)
 
 
-def _queue(subject: Subject) -> Check:
-    name = subject.settings.queue or ""
+def _queue(subject: Subject, of: str, name: str) -> Check:
     found = next(filter(None, (subject.cluster.get(kind, name) for kind in _QUEUES)), None)
     if found is None:
         return Check(
-            "queue",
+            of,
             "problem",
             f"there is no local queue {name} of Kueue in {subject.place}, so that the Job would "
             f"never start; see: {subject.kubectl} get localqueues",
@@ -346,8 +348,8 @@ def _queue(subject: Subject) -> Check:
     for condition in (found.get("status") or {}).get("conditions") or []:
         if condition["type"] == "Active" and condition["status"] != "True":
             said = condition.get("message", "it says no reason")
-            return Check("queue", "note", f"local queue {name} admits nothing now: {said}")
-    return Check("queue", "ok", name)
+            return Check(of, "note", f"local queue {name} admits nothing now: {said}")
+    return Check(of, "ok", name)
 
 
 # --- room ---

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from fractal_k8s.backends.kube.client import CONFIG_MAPS, JOBS, Cluster, Object
+from fractal_k8s.backends.kube.client import CONFIG_MAPS, IN_CLUSTER, JOBS, Cluster, Object
 from fractal_k8s.backends.kube.jobs import SweepJob
 from fractal_k8s.errors import ClusterError, ExistsError, UsageError
 from fractal_k8s.manifest import labels
@@ -112,7 +112,7 @@ def check_same(cluster: Cluster, job: SweepJob, digest: str | None) -> None:
 
 def kubectl(cluster: Cluster) -> str:
     """How `kubectl` is told the same cluster and namespace."""
-    context = "" if cluster.context == "in-cluster" else f" --context {cluster.context}"
+    context = "" if cluster.context == IN_CLUSTER else f" --context {cluster.context}"
     return f"kubectl{context} -n {cluster.namespace}"
 
 
@@ -263,7 +263,7 @@ def send_beside(cluster: Cluster, job: SweepJob, body: Object) -> tuple[str, ...
     deadline = time.monotonic() + _GONE_S
     while True:
         try:
-            cluster.create(JOBS, wanted)
+            made = cluster.create(JOBS, wanted)
         except ExistsError:
             there = cluster.get(JOBS, name)
             owners = ((there or {}).get("metadata") or {}).get("ownerReferences") or []
@@ -275,10 +275,22 @@ def send_beside(cluster: Cluster, job: SweepJob, body: Object) -> tuple[str, ...
             return (f"there is a Job {name} already: outcomes are put together by hand{_HOW}",)
         except ClusterError as error:
             return (f"the Job {name} was not created ({error}){_HOW}",)
-        return ()
+        return _held(made)
 
 
 _HOW: Final = "; do it with fractal-k8s aggregate ID, or by the site's CronJob"
+
+
+def _held(body: Object) -> tuple[str, ...]:
+    """A word about a Job without a queue that Kueue suspends: nobody would admit it."""
+    meta = body["metadata"]
+    if not body["spec"].get("suspend") or labels.QUEUE in (meta.get("labels") or {}):
+        return ()
+    text = (
+        f"the Job {meta['name']} is held back, as it is in no queue of Kueue (--job "
+        f"aggregator_queue=NAME names one): outcomes are put together by hand{_HOW}"
+    )
+    return (text,)
 
 
 def _stays(body: Object) -> bool:
