@@ -12,6 +12,7 @@ from fractal_k8s.aggregate.passes import Look, Passes, accepts_mixed
 from fractal_k8s.aggregate.record import read_record
 from fractal_k8s.aggregate.until import JobsState
 from fractal_k8s.errors import EXIT_CORRUPT, FractalError, StoreError
+from fractal_k8s.results.lineage import Family, read_families
 from fractal_k8s.results.store import Store, SweepStore
 
 Say = Callable[[str], None]

@@ -48,7 +48,13 @@ class Inputs:
     others: str | None
 
 
-def inputs_of(folder: SweepStore, plan: Plan, entries: list[Entry], options: object) -> Inputs:
+def inputs_of(
+    folder: SweepStore,
+    plan: Plan,
+    entries: list[Entry],
+    options: object,
+    families: Family | None = None,
+) -> Inputs:
     """What a summary would be made of now.
 
     Args:
