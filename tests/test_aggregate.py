@@ -64,7 +64,7 @@ def put(
     where = replace(_HERE, node=node, numerics_class=numerics_class)
     table = schema.to_table(SWEEP, made, times, where)
     key = folder.outcome_key(shard, "1")
-    folder.files.put(key, schema.to_bytes(table))
+    folder.files.put(key, schema.to_bytes(table, key.rpartition("/")[2]))
     return key
 
 
