@@ -21,10 +21,11 @@ from conftest import Run
 from faults import Fault, FaultyProxy
 from fractal_k8s import cli
 from fractal_k8s.results.store import Store, SweepStore
+from scans import parquet, scanned
 from test_aggregate import PLAN, folder, put
-from test_s3 import bucket, server
+from test_s3 import bucket
 
-__all__ = ["bucket", "folder", "server"]  # fixtures
+__all__ = ["bucket", "folder"]  # fixtures
 
 _LONGEST_S = 60.0
 
@@ -122,7 +123,7 @@ def test_an_aggregator_of_a_person_stops(folder: SweepStore, tmp_path: Path) -> 
 
 
 def test_a_fill_that_was_stopped_fetches_nothing_twice(
-    run: Run, bucket: str, server: str, golden: Path, tmp_path: Path
+    run: Run, bucket: str, moto: str, golden: Path, tmp_path: Path
 ) -> None:
     """Files come one after the other, each in a second."""
     source = bucket.replace("/maps", "/model")
@@ -131,9 +132,9 @@ def test_a_fill_that_was_stopped_fetches_nothing_twice(
         if path.parent.name in ("checkpoints", "tokenizer"):
             files.put(path.relative_to(golden).as_posix(), path.read_bytes())
     root = str(tmp_path / "cache")
-    with FaultyProxy(server) as proxy:
+    with FaultyProxy(moto) as proxy:
         proxy.faults = [Fault("slow", count=10_000, method="GET", path="/model/")]
-        slow = source.replace(server, proxy.url)
+        slow = source.replace(moto, proxy.url)
         typed = ("cache", "fill", "--root", root, "--model", slow)
         with started(tmp_path / "told", *typed) as one:
             one.until(lambda: one.path.read_text().count(" in ") > 0)
@@ -147,8 +148,22 @@ def test_a_fill_that_was_stopped_fetches_nothing_twice(
     assert f"{4 - came} file" in again.splitlines()[0]
 
 
+def test_the_processes_that_prepare_pages_are_silent(golden: Path, tmp_path: Path) -> None:
+    """Ctrl-C reaches them, too."""
+    source, target = tmp_path / "pages", tmp_path / "made"
+    source.mkdir()
+    (source / "train-0.parquet").write_bytes(parquet([scanned(k) for k in range(60)] * 100))
+    typed = ("data", "prepare", "--tokenizer", str(golden), "--source", str(source))
+    with started(tmp_path / "told", *typed, "--to", str(target), "--workers", "2") as one:
+        one.until(lambda: any(path.stat().st_size for path in target.rglob("train.jsonl")))
+        told = one.interrupt()
+    (line,) = told.strip().splitlines()
+    assert line.startswith("stopped; no half of it passes for a data set")
+    assert [path.name for path in target.iterdir() if not path.name.startswith(".")] == []
+
+
 def test_a_copy_that_was_stopped_reads_nothing_twice(
-    run: Run, bucket: str, server: str, tmp_path: Path
+    run: Run, bucket: str, moto: str, tmp_path: Path
 ) -> None:
     """Objects come one second each, sixteen at once."""
     stored = Store(bucket.replace("/maps", "/stopped")).sweep(PLAN.sweep.id)
@@ -160,9 +175,9 @@ def test_a_copy_that_was_stopped_reads_nothing_twice(
     def came() -> int:
         return len(list(target.rglob("*.parquet")))
 
-    with FaultyProxy(server) as proxy:
+    with FaultyProxy(moto) as proxy:
         proxy.faults = [Fault("slow", count=10_000, method="GET", path="/outcomes/")]
-        uri = stored.files.uri.replace(server, proxy.url)
+        uri = stored.files.uri.replace(moto, proxy.url)
         typed = ("fetch", PLAN.sweep.id, "--store", uri, "--to", str(target))
         with started(tmp_path / "told", *typed) as one:
             one.until(lambda: came() > 3)

@@ -205,6 +205,9 @@ def test_every_command_needs_exactly_the_rights_of_the_table(
     for plural, name in (("jobs", "fill"), ("pods", "fill-x")):
         standin.objects.delete(plural, "fractal", name)
     watched("render", "sweep.toml")
+    for command in ("analyze", "fetch", "report"):  # of a sweep without a Job: the site's store
+        watched(command, "parent", *(("--to", "copy") if command == "fetch" else ()), code=1)
+    watched("show", "parent")
     watched("launch", "sweep.toml", "--points-per-index", "1")
     watched("launch", "sweep.toml", "--points-per-index", "1")
     job, aggregator = sorted(each["metadata"]["name"] for each in standin.objects.list("jobs"))
