@@ -13,7 +13,7 @@ from fractal_k8s import __version__
 from fractal_k8s.errors import StoreError
 from fractal_k8s.results.collect import FOLDER, are_settled, settled_before
 from fractal_k8s.results.files import Entry
-from fractal_k8s.results.lineage import family
+from fractal_k8s.results.lineage import Family, family
 from fractal_k8s.results.published import is_whole
 from fractal_k8s.results.store import SweepStore
 from fractal_k8s.sweep.assignment import Plan
