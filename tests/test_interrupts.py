@@ -188,4 +188,6 @@ def test_a_copy_that_was_stopped_reads_nothing_twice(
     assert had < 42
     asked = run("fetch", PLAN.sweep.id, "--store", stored.files.uri, "--to", str(target))
     assert came() == 42
-    assert f"43 files, {42 - had} of them fetched now" in asked.output
+    # it may be stopped between a file and the note of it
+    left = (f"43 files, {number} of them fetched now" for number in (42 - had, 43 - had))
+    assert any(text in asked.output for text in left)

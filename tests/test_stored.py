@@ -13,12 +13,17 @@ from fractal_k8s.backends.kube.aggregators import newest_aggregator
 from fractal_k8s.backends.kube.connection import connect
 from fractal_k8s.cli.cluster_store import see_it
 from fractal_k8s.manifest import labels
+from fractal_k8s.results.store import Store
+from fractal_k8s.sweep.assignment import Plan
+from fractal_k8s.sweep.deal import Deal
 from standin.objects import Object
-from test_dispatch import Place, launched, still, train_some, write_site
+from test_dispatch import Place, launched, small_sweep, still, train_some, write_site
+from test_s3 import bucket
 
-__all__ = ["still"]  # a fixture
+__all__ = ["bucket", "still"]  # fixtures
 
 WITH = ("--job", "aggregator=true")
+FAILED = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}
 
 
 def replace_site(place: Place, **changes: Any) -> None:
@@ -46,21 +51,19 @@ def test_a_sweep_is_read_by_its_name_and_its_cluster(
     assert Path(drawn["written"]["report.html"]).is_relative_to(still.store.uri)
     assert still.facts("analyze", "small")["coverage"] == 1.0
     assert f'name = "{name[:-11]}"' in still.run("show", "small")
-    assert "figure-map.pdf" in still.run("report", "small")
+    assert "dimension.png" in still.run("report", "small")
     still.run("fetch", "small", "--to", str(tmp_path / "maps"))
     assert (tmp_path / "maps" / name / "summary" / "report.html").is_file()
-    assert f"{name}  unchanged" in still.run("aggregate", "--all")
+    assert f"{name}  complete" in still.run("aggregate", "--all")
     assert not (tmp_path / "runs").exists()  # the store of this machine's own sweeps
 
 
 def test_a_job_with_a_store_of_its_own(still: Place, tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    name = launched(still, "--store", str(own), "--job", "store_claim=")
-    assert "no sweep" in still.run("fetch", name, "--to", "maps", code=2)
-    place = Place(still.standin, still._run, tmp_path)
-    place.store = type(still.store)(str(own))
-    train_some(place, name, points=10)
-    assert "246 missing" in still.run("aggregate", "small", code=1)
+    own = Store(str(tmp_path / "own"))
+    name = launched(still, "--store", "/store/own", "--job", f"client_store={own.uri}")
+    train_some(still, name, points=256)  # in the site's store, which is not asked
+    assert "256 missing" in still.run("aggregate", "small", code=1)
+    assert own.sweep(name).read_summary() is not None
 
 
 def test_a_store_that_only_pods_see_is_said_so(still: Place) -> None:
@@ -100,20 +103,31 @@ def test_a_mask_is_no_sweep_of_a_cluster(still: Place) -> None:
 def test_waiting_for_a_sweep_of_which_nothing_is_stored_yet(still: Place) -> None:
     """Its name is enough: the Job tells the id before the first worker has."""
     name = launched(still)
-    ended = {"type": "Failed", "status": "True", "reason": "FailedIndexes"}
-    still.set_status(name, conditions=[ended], failedIndexes="0")
+    still.store.sweep(name).remove()
+    still.set_status(name, conditions=[FAILED], failedIndexes="0")
     text = still.run("aggregate", "small", "--until-complete", "--every", "0.1", code=1)
     assert f"{name}: no worker has stored anything in {still.store.uri}" in text
 
 
-def test_a_page_of_a_store_elsewhere_is_fetched_first(still: Place) -> None:
-    """Before anything is drawn."""
-    name = launched(still)
-    train_some(still, name, points=3)
+def test_the_command_that_shows_a_map() -> None:
+    name = "small-0123456789"
     assert see_it(name, "s3://b/p?region=x", "--context cks") == (
         f"fractal-k8s fetch {name} --context cks --to maps"
     )
     assert see_it(name, "a b", "--context cks") == f"fractal-k8s report {name} --store 'a b' --open"
+
+
+def test_a_page_of_a_bucket_is_fetched_first(bucket: str, still: Place, run: Run) -> None:
+    """Said before anything is drawn."""
+    replace_site(still, store=bucket, store_claim=None)
+    sweep = small_sweep()
+    folder = Store(bucket).sweep(sweep.id)
+    folder.write_plan(Plan(sweep, Deal()))
+    text = still.run("report", "small", "--open", code=2)
+    assert f"fetch it with: fractal-k8s fetch {sweep.id} --context standin --to maps" in text
+    text = run("report", "small", "--open", "--store", bucket, code=2).output
+    assert f"fractal-k8s fetch {sweep.id} --store '{bucket}' --to maps" in text
+    assert folder.read_summary() is None
 
 
 # --- what a launch says of the map ---
@@ -136,15 +150,12 @@ def test_a_launch_without_an_aggregator_promises_none(still: Place) -> None:
 
 # --- how the aggregator stands ---
 
-FAILED = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}
-
 
 def plant_pod(place: Place, job: str, number: int, status: Object) -> None:
     meta = {
         "name": f"{job}-{number}",
         "namespace": "fractal",
         "labels": {labels.JOB_NAME: job, labels.COMPONENT: labels.AGGREGATOR},
-        "creationTimestamp": f"2026-01-01T00:00:0{number}Z",
     }
     spec = {"containers": [{"name": labels.AGGREGATOR, "image": "tune:1"}]}
     body = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec, "status": status}

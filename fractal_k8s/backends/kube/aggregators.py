@@ -54,10 +54,8 @@ def newest_aggregator(
 
 def _said(pods: list[Object]) -> str | None:
     """What the newest pod waits for; else how the last of those ended that failed."""
-    newest_first = sorted(
-        pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp")), reverse=True
-    )
-    for pod in newest_first:
+    oldest_first = sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
+    for pod in reversed(oldest_first):
         phase = (pod.get("status") or {}).get("phase")
         if phase == "Pending" and (cause := cause_of(pod)) is not None:
             return _words(cause)
