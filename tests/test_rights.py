@@ -210,6 +210,7 @@ def test_every_command_needs_exactly_the_rights_of_the_table(
     watched("fetch", "parent", "--to", str(tmp_path / "copy"))
     watched("report", "parent")
     watched("show", "parent")
+    watched("list", "--stored")
     watched("launch", "sweep.toml", "--points-per-index", "1")
     watched("launch", "sweep.toml", "--points-per-index", "1")
     job, aggregator = sorted(each["metadata"]["name"] for each in standin.objects.list("jobs"))

@@ -55,6 +55,10 @@ def test_a_sweep_is_read_by_its_name_and_its_cluster(
     still.run("fetch", "small", "--to", str(tmp_path / "maps"))
     assert (tmp_path / "maps" / name / "summary" / "report.html").is_file()
     assert f"{name}  complete" in still.run("aggregate", "--all")
+    assert name in still.run("list", "--stored")
+    assert (f"{name}  " in still.run("list")) is not is_gone
+    if is_gone:
+        assert "fractal-k8s list --stored --context standin" in still.run("list")
     assert not (tmp_path / "runs").exists()  # the store of this machine's own sweeps
 
 

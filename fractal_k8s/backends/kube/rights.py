@@ -53,12 +53,11 @@ AT_ONCE: Final = 8
 _SENDERS: Final = ("launch", "resume", "zoom")
 _CHECKERS: Final = ("doctor", *_SENDERS)
 # they ask where a sweep's store is
-_READERS: Final = ("aggregate", "analyze", "fetch", "report", "show")
+_READERS: Final = ("aggregate", "analyze", "fetch", "list", "report", "show")
 _FINDERS: Final = (
     "cache",
     "cancel",
     "delete",
-    "list",
     "logs",
     "pause",
     "scale",
