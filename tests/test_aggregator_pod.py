@@ -37,9 +37,9 @@ from test_aggregate import ALL, PLAN, SWEEP, put
 from test_dispatch import wait_for, write_site
 from test_notify import Chat, chat
 from test_rights import AGGREGATOR, ROLES
-from test_s3 import bucket, server
+from test_s3 import bucket
 
-__all__ = ["bucket", "chat", "server"]  # fixtures
+__all__ = ["bucket", "chat"]  # fixtures
 
 ACCOUNT = f"system:serviceaccount:fractal:{AGGREGATOR}"
 

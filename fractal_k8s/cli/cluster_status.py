@@ -352,7 +352,7 @@ def _aggregator_lines(progress: Progress, view: View) -> list[str]:
         return []
     said = f": {aggregator.said}" if aggregator.said else ""
     lines = [f"  job/{aggregator.name}, which draws the map: {aggregator.state}{said}"]
-    if aggregator.state == "failed":
+    if aggregator.has_failed:
         lines.append(f"      -> draw it with: {command_line('aggregate', view)}")
     return lines
 

@@ -267,7 +267,7 @@ def _sent_lines(made: Order, sent: Sent, notes: tuple[str, ...], where: Where) -
     yield f"more GPUs   {_command('scale', sweep_id, where)} --gpus N"
     yield f"stop it     {_command('cancel', sweep_id, where)}"
     if (line := _see_it(job, where)) is not None:
-        yield f"see it      {line}"
+        yield f"the map     {line}"
 
 
 def _see_it(job: SweepJob, where: Where) -> str | None:
@@ -301,9 +301,9 @@ def _say_standing(cluster: Cluster, job: SweepJob, sending: Sending) -> dict[str
             f"{dispatch.how_it_stands(job)}); nothing was sent"
         )
         if job.condition("Complete") is not None:
-            click.echo(f"look at it  {_command('status', sweep_id, where)}")
+            click.echo(f"see it      {_command('status', sweep_id, where)}")
             if (line := _see_it(job, where)) is not None:
-                click.echo(f"see it      {line}")
+                click.echo(f"the map     {line}")
         elif job.is_finished or job.is_paused:
             click.echo(f"go on       {_command('resume', sweep_id, where)}")
         else:

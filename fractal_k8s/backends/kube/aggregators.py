@@ -30,6 +30,11 @@ class AggregatorProgress:
     # why its pod waits or the last one failed; None = nothing is known to be wrong
     said: str | None
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has ended without a map of all that is stored."""
+        return self.state == "failed" and self.said not in _ENDS.values()
+
 
 def newest_aggregator(
     cluster: Cluster, sweep_id: str, events: Callable[[str], Iterable[Object]]
