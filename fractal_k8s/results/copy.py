@@ -157,7 +157,7 @@ def _remarks(folder: SweepStore, listed: list[Entry], gone: list[str]) -> Iterat
     outcomes = [entry for entry in listed if entry.key.startswith(folder.key("outcomes/"))]
     name = folder.key("summary", MANIFEST_FILE)
     made = [entry for entry in folder.files.entries(folder.key("summary")) if entry.key == name]
-    again = f"fractal-k8s aggregate {folder.sweep_id} makes one of all"
+    again = f"{folder.command('aggregate')} makes one of all"
     if outcomes and not made:
         yield f"no summary is stored with these outcomes yet: {again}"
     elif outcomes and max(entry.modified_ns for entry in outcomes) > made[0].modified_ns:
