@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from fractal_k8s.errors import UsageError
 
 if TYPE_CHECKING:
     from pyarrow import fs as pafs
+
+# NAME:KEY@ or KEY@ before a host, also in an option; or a ":" in a bucket's name, which has none
+_KEYS: Final = re.compile(r"(://|%3A%2F%2F)[^/?]*(@|%40)|^\w+://[^/?]*:", re.IGNORECASE)
+# scheme -> what a URI may say behind its "?"
+OPTIONS: Final = {
+    "s3": frozenset({"endpoint", "region", "addressing"}),
+    "gs": frozenset({"endpoint"}),
+}
 
 
 def open_s3(uri: str, options: dict[str, str]) -> pafs.FileSystem:
@@ -27,7 +37,7 @@ def open_s3(uri: str, options: dict[str, str]) -> pafs.FileSystem:
     """
     from pyarrow import fs as pafs
 
-    _known_options(uri, options, {"endpoint", "region", "addressing"})
+    check_options(uri, options)
     environment = os.environ
     endpoint = (
         options.get("endpoint")
@@ -55,17 +65,29 @@ def open_gcs(uri: str, options: dict[str, str]) -> pafs.FileSystem:
     """Google's storage; its one option is `endpoint`."""
     from pyarrow import fs as pafs
 
-    _known_options(uri, options, {"endpoint"})
+    check_options(uri, options)
     address = urlsplit(options.get("endpoint", ""))
     return pafs.GcsFileSystem(
         endpoint_override=address.netloc or None, scheme=address.scheme or "https"
     )
 
 
-def _known_options(uri: str, options: dict[str, str], known: set[str]) -> None:
+def check_options(uri: str, options: Iterable[str]) -> None:
+    """Refuses what a bucket's URI may not say. No value is shown: it may be a key.
+
+    Raises:
+        UsageError: an option is unknown, or there are keys in the URI.
+    """
+    scheme = uri.partition("://")[0]
+    if _KEYS.search(uri):
+        raise UsageError(
+            f"a URI {scheme}://... holds what looks like a key; leave it out, and set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    known, place = OPTIONS[scheme], uri.partition("?")[0]
     if unknown := sorted(set(options) - known):
         raise UsageError(
-            f"{uri}: unknown option {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+            f"{place}: unknown option {', '.join(unknown)}; known: {', '.join(sorted(known))}"
         )
 
 

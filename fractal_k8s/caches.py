@@ -20,14 +20,13 @@ from fractal_k8s.checkpoints.listing import Listing
 from fractal_k8s.checkpoints.sources import list_reference, model_goods
 from fractal_k8s.data.docvqa import hub_set
 from fractal_k8s.data.download import download
+from fractal_k8s.data.splits import TRAIN, VALIDATION
 from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.references import parse_reference
 from fractal_k8s.sealed import Seal
 
 MODEL: Final = "model"
 DATASET: Final = "dataset"
-TRAIN: Final = "train.jsonl"
-VALIDATION: Final = "validation.jsonl"
 
 _CONVERSATIONS: Final = "conversations:"
 
@@ -69,12 +68,7 @@ def fill_dataset(root: Path, reference: str, tell: Tell, *, replace: bool = Fals
     home, found = root / DATASET, hub_set(reference)
     if found is None:
         return fill(home, _dataset_goods(reference), tell, replace=replace)
-    if replace:  # or what it holds is taken for whole, or refused
-        (home / sealed.READY).unlink(missing_ok=True)
-    download(found, home, tell)
-    seal = sealed.read_seal(home)
-    assert seal is not None  # written by the download
-    return seal
+    return download(found, home, tell, replace=replace).seal
 
 
 def keep_tokens(root: Path, tell: Tell) -> None:
@@ -116,7 +110,11 @@ def problems(shelf: Shelf) -> list[str]:
     """
     if shelf.seal is None or shelf.state in ("empty", "being filled"):
         return [f"{shelf.home}: {shelf.state}; nothing to compare with"]
-    found = sealed.damage(shelf.home, shelf.seal)
+    found = [*sealed.damage(shelf.home, shelf.seal).values()]
+    found += [
+        f"{shelf.home / name}: no fill has put it there; move it away"
+        for name in sealed.strangers(shelf.home, shelf.seal)
+    ]
     ready = sealed.read_ready(shelf.home)
     if ready and ready.get("digest") != shelf.seal.digest:
         found.append(
@@ -134,7 +132,7 @@ def _shelf(name: str, home: Path) -> Shelf:
     if ready is not None and seal is None:
         return Shelf(name, home, None, "ready, filled by other means")
     if ready is None:
-        begun = home.is_dir() and any(path.is_dir() for path in home.glob(".filling-*"))
+        begun = home.is_dir() and any(path.is_dir() for path in home.glob(f"{sealed.FILLING}*"))
         return Shelf(name, home, seal, "being filled" if begun or seal else "empty")
     state = "ready" if sealed.read_whole(home) is not None else "damaged"
     return Shelf(name, home, seal, state)
@@ -183,9 +181,9 @@ def check_dataset(folder: Path) -> str:
     Raises:
         CorruptError: a line is damaged; says which.
     """
-    from fractal_k8s.data.conversations import file_digest, read_messages
+    from fractal_k8s.data.conversations import read_messages
 
     path = folder / TRAIN
     if not sum(1 for _ in read_messages(path)):
         raise CorruptError(f"{TRAIN} is empty")
-    return file_digest(path)
+    return sealed.file_sha256(path)

@@ -13,7 +13,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from typing import Final, Literal
+from urllib.parse import parse_qs
 
+from fractal_k8s.buckets import check_options
 from fractal_k8s.errors import UsageError
 
 Kind = Literal["wandb", "hf", "s3"]
@@ -59,6 +61,16 @@ class Reference:
         return self.version is not None and _EXACT[self.kind].fullmatch(self.version) is not None
 
     @property
+    def options(self) -> dict[str, str]:
+        """The options of the bucket by name."""
+        return {key: values[-1] for key, values in parse_qs(self.query).items()}
+
+    @property
+    def uri(self) -> str:
+        """Of objects: without their CONTENT, as others write it."""
+        return replace(self, version=None).text
+
+    @property
     def text(self) -> str:
         """As it is written."""
         if self.kind == "wandb":
@@ -77,7 +89,7 @@ def parse_reference(text: str) -> Reference | None:
     """The reference that a text is; None if it is none, such as a path.
 
     Raises:
-        UsageError: it begins as one and goes on as something else.
+        UsageError: it begins as one and goes on as something else, or there is a key in it.
     """
     kind: Kind
     for kind, pattern in _PATTERNS.items():
@@ -85,15 +97,20 @@ def parse_reference(text: str) -> Reference | None:
             continue
         match = pattern.fullmatch(text)
         if match is None:
+            if kind == "s3":
+                check_options(text, ())  # a text with a key in it must not be shown
             raise UsageError(f"{text!r} is not {_FORMS[kind]}")
         parts = match.groupdict()
-        return Reference(
+        found = Reference(
             kind,
             parts["place"].rstrip("/"),
             parts["version"],
             (parts.get("folder") or "").strip("/"),
             parts.get("query") or "",
         )
+        if kind == "s3":
+            check_options(found.uri, found.options)
+        return found
     return None
 
 

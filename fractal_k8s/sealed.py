@@ -1,27 +1,40 @@
 """Folders that were filled once and are only read from then on, such as a cluster's caches.
 
 Beside its files such a folder has `MANIFEST.json`, which says where they are from and what they
-hold, and, written last, `READY`: who finds it finds everything else.
+hold, and, written last, `READY`: who finds it finds everything else. The folder may be a mount, so
+it is never renamed; each file is, when it is whole. One process of a machine fills it at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from fractal_k8s.errors import CorruptError
+from fractal_k8s.errors import CorruptError, RetryError, UsageError
 
 MANIFEST: Final = "MANIFEST.json"
 READY: Final = "READY"
+LOCK: Final = ".fill.lock"
+# folders in it with what is not whole yet
+FILLING: Final = ".filling-"
+# what names of single files and folders begin with while they are on their way
+PART: Final = ".part-"
 
 _FORMAT: Final = 1
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# what a network file system says when it is not well
+_PASSING: Final = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +60,15 @@ class Seal:
     files: Mapping[str, FileFacts]
     # UTC, ISO 8601
     created: str = ""
+    # whatever else is worth knowing of it, such as rows; beside the rest in the file
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the file `MANIFEST.json` says."""
+        known = asdict(self)
+        facts = known.pop("facts")
+        return {"format": _FORMAT, **known, **facts}
 
     @property
     def size(self) -> int:
@@ -59,13 +81,15 @@ class Seal:
         return {"source": self.source, "resolved": self.resolved, "digest": self.digest}
 
 
+_OWN: Final = {"format", *(one.name for one in fields(Seal))}
+
+
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def write_manifest(home: Path, seal: Seal) -> None:
-    content = {"format": _FORMAT, **asdict(seal)}
-    write_whole(home / MANIFEST, json.dumps(content, indent=1) + "\n")
+    write_whole(home / MANIFEST, json.dumps(seal.content, indent=1) + "\n")
 
 
 def read_seal(home: Path) -> Seal | None:
@@ -85,10 +109,13 @@ def read_seal(home: Path) -> Seal | None:
             str(name): FileFacts(int(facts["size"]), str(facts["sha256"]))
             for name, facts in content["files"].items()
         }
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+            raise ValueError("a file outside of the folder")
         return Seal(
             **{key: str(content[key]) for key in ("kind", "source", "resolved", "digest")},
             files=files,
             created=str(content.get("created", "")),
+            facts={key: value for key, value in content.items() if key not in _OWN},
         )
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -100,11 +127,21 @@ def read_seal(home: Path) -> Seal | None:
 
 def with_file(home: Path, name: str, facts: FileFacts) -> Seal:
     """Adds a file to the folder's `MANIFEST.json`, and leaves everything else that it says."""
-    content = json.loads((home / MANIFEST).read_bytes())
-    content["files"][name] = asdict(facts)
-    write_whole(home / MANIFEST, json.dumps(content, indent=1) + "\n")
     seal = read_seal(home)
-    assert seal is not None  # it was just written
+    assert seal is not None  # only what is ready gets another file
+    seal = replace(seal, files={**seal.files, name: facts})
+    write_manifest(home, seal)
+    return seal
+
+
+def without_files(home: Path, seal: Seal, names: Collection[str]) -> Seal:
+    """Deletes files of a folder; its seal then names them no more."""
+    if not names:
+        return seal
+    seal = replace(seal, files={name: seal.files[name] for name in seal.files if name not in names})
+    write_manifest(home, seal)
+    for name in names:
+        (home / name).unlink(missing_ok=True)
     return seal
 
 
@@ -138,23 +175,45 @@ def read_whole(home: Path) -> Seal | None:
     return seal if whole else None
 
 
-def damage(home: Path, seal: Seal) -> list[str]:
-    """What of a folder is not as its seal says, a sentence each; reads every file."""
-    found = []
+def damage(home: Path, seal: Seal, *, hashes: bool = True) -> dict[str, str]:
+    """The files that are not as the folder's seal says, with a sentence each.
+
+    Args:
+        hashes: compare contents too, which reads every byte.
+    """
+    found = {}
     for name, facts in seal.files.items():
         path = home / name
         try:
             size = path.stat().st_size
             if size != facts.size:
-                found.append(f"{path}: has {size:,} bytes, was sealed with {facts.size:,}")
-            elif (digest := file_sha256(path)) != facts.sha256:
-                found.append(
+                found[name] = f"{path}: has {size:,} bytes, was sealed with {facts.size:,}"
+            elif hashes and (digest := file_sha256(path)) != facts.sha256:
+                found[name] = (
                     f"{path}: its sha256 is {digest[:12]}..., was sealed with "
                     f"{facts.sha256[:12]}...: bytes have changed"
                 )
         except OSError as error:
-            found.append(f"{path}: {error.strerror}")
+            found[name] = f"{path}: {error.strerror}"
     return found
+
+
+def strangers(home: Path, seal: Seal) -> list[str]:
+    """Files of a folder that its seal does not name, as relative paths.
+
+    Hidden ones, such as a lock or a file system's own, and `lost+found` do not count.
+    """
+    known = {*seal.files, MANIFEST, READY}
+    found = []
+    for folder, folders, names in os.walk(home):
+        folders[:] = sorted(name for name in folders if name[0] != "." and name != "lost+found")
+        paths = (Path(folder, name).relative_to(home) for name in names if name[0] != ".")
+        found += [path.as_posix() for path in paths if path.as_posix() not in known]
+    return sorted(found)
+
+
+def facts_of(path: Path) -> FileFacts:
+    return FileFacts(path.stat().st_size, file_sha256(path))
 
 
 def file_sha256(path: Path) -> str:
@@ -165,7 +224,7 @@ def file_sha256(path: Path) -> str:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a small file that is seen whole or not at all, and that everybody may read."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f"{PART}{secrets.token_hex(4)}-{path.name}")
     try:
         with temporary.open("w") as file:
             file.write(text)
@@ -176,3 +235,67 @@ def write_whole(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+# --- one process after another ---
+
+
+@contextlib.contextmanager
+def being_filled(home: Path, tell: Callable[[str], None]) -> Iterator[bool]:
+    """Makes the folder and holds its lock; false where its file system has no locks.
+
+    Raises:
+        UsageError: it cannot be written; RetryError: it may be written later.
+    """
+    with _errors_said(home):
+        home.mkdir(parents=True, exist_ok=True)
+        with _locked(home, tell) as alone:
+            if alone:  # so that what is on its way belongs to nobody who lives
+                drop_all(home.glob(f"{PART}*"))
+            yield alone
+
+
+def drop_all(paths: Iterable[Path]) -> None:
+    """Deletes files and folders, as far as they can be."""
+    for path in [*paths]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(home: Path, tell: Callable[[str], None]) -> Iterator[bool]:
+    handle = os.open(home / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tell(f"waiting for another process to fill {home} ...")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # some network file systems; names are unique, so that nothing breaks
+            yield False
+            return
+        yield True
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _errors_said(home: Path) -> Iterator[None]:
+    """Turns what the operating system says of the folder into what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise UsageError(
+                f"{home}: the disk is full, or no larger file is allowed; free some space and run "
+                "the same command again, which takes up what is there"
+            ) from None
+        if error.errno in _PASSING:
+            raise RetryError(f"{home}: the file system fails ({error.strerror})") from None
+        where = f" ({error.filename})" if error.filename else ""
+        raise UsageError(
+            f"{home}: cannot be filled: {error.strerror or error}{where}; "
+            "let this user write there, or name another folder"
+        ) from None

@@ -15,13 +15,13 @@ PACKAGE = Path(__file__).parents[1] / "fractal_k8s"
 # part of the package -> the parts it may import; everyone may import errors
 ALLOWED = {
     "errors": set(),
-    "references": set(),
+    "references": {"buckets"},
     "sealed": set(),
     "buckets": set(),
     "sweep": {"references"},
     "results": {"sweep", "buckets"},
     "models": set(),
-    "data": set(),
+    "data": {"sealed"},
     "checkpoints": {"references", "sealed", "buckets"},
     "caches": {"checkpoints", "data", "references", "sealed"},
     "train": {
@@ -31,6 +31,7 @@ ALLOWED = {
         "data",
         "checkpoints",
         "references",
+        "sealed",
         "environ",
         "stopping",
     },
@@ -50,7 +51,7 @@ ALLOWED = {
         "termination",
         "tracking",
     },
-    "manifest": {"sweep"},
+    "manifest": {"sweep", "buckets"},
     "backends": {"manifest", "worker", "results", "sweep", "stopping"},
     "analysis": {"results", "sweep"},
     "report": {"analysis", "results", "sweep"},

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,18 @@ from fractal_k8s.checkpoints import filling
 from fractal_k8s.checkpoints.files import find_checkpoint
 from fractal_k8s.checkpoints.mounted import refuse_other_model, staged
 from fractal_k8s.checkpoints.tokenizer import load_tokenizer
-from fractal_k8s.data.conversations import file_digest, read_rows
-from fractal_k8s.data.tokens import load_tokens, tokens_name
+from fractal_k8s.data.conversations import read_rows
+from fractal_k8s.data.splits import written
+from fractal_k8s.data.tokens import load_tokens, save_tokens, tokens_name
 from fractal_k8s.errors import EXIT_CORRUPT, EXIT_SETTINGS, CorruptError, UsageError
-from fractal_k8s.sealed import Seal
+from fractal_k8s.sealed import Seal, file_sha256
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.deal import Deal
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.train.materials import read_dataset
 from standin.cluster import StandIn
-from standin.fixtures import Kubectl, kubectl_on
+from standin.fixtures import Commands, Kubectl, kubectl_on
+from standin.hub import COMMIT, Hub
 
 
 def quiet(line: str) -> None:
@@ -75,7 +78,7 @@ def test_fill_says_what_it_fetched_and_the_second_time_does_nothing(
     told = json.loads(run("cache", "status", "--root", "cache", "--json").stdout)["caches"]
     assert [shelf["state"] for shelf in told] == ["ready", "ready"]
     assert told[0]["digest"] == find_checkpoint(golden).digest()
-    assert told[1]["digest"] == file_digest(golden / "conversations.jsonl")
+    assert told[1]["digest"] == file_sha256(golden / "conversations.jsonl")
     assert told[0]["source"] == str(golden)
     manifest = json.loads(Path("cache/model/MANIFEST.json").read_text())
     assert {"format", "source", "resolved", "kind", "created", "files", "digest"} == {*manifest}
@@ -109,6 +112,86 @@ def test_verify_names_the_file_that_changed(name: str, damage: str, run: Run, ro
         int(name.startswith("model")),
         int(name.startswith("dataset")),
     ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model/checkpoints/model_000999.pt",
+        "model/notes.txt",
+        "dataset/train.tokens-0123456789ab.npz",
+    ],
+)
+def test_verify_names_a_file_that_no_fill_has_put_there(name: str, run: Run, root: Path) -> None:
+    (root / name).write_bytes(b"x")
+    (root / "model/.nfs0001").touch()  # a file system's own
+    (root / "model/lost+found").mkdir()
+    (root / "model/lost+found/1").touch()
+    said = run("cache", "verify", "--root", str(root), code=EXIT_CORRUPT).output
+    assert f"{root / name}: no fill has put it there" in said
+    assert said.count("no fill") == 1
+
+
+def test_a_newer_model_that_was_put_into_a_cache_is_not_taken(
+    worker: Any, run: Run, root: Path, golden: Path
+) -> None:
+    for name in ("model_000300.pt", "meta_000300.json"):
+        other = root / "model/checkpoints" / name.replace("300", "999")
+        shutil.copy(root / "model/checkpoints" / name, other)
+    done = worker("/cache/model")
+    assert done.returncode == EXIT_CORRUPT
+    assert "_000999" in done.stderr
+    assert "no fill of the cache has put it there" in done.stderr
+    fill = ("cache", "fill", "--root", str(root), "--model", str(golden))
+    assert "no fill has put there" in run(*fill, code=2).output
+    run(*fill, "--replace")
+    run("cache", "verify", "--root", str(root))
+    assert worker("/cache/model").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("manifest", "ready", "state", "code"),
+    [
+        pytest.param("own", None, "being filled", EXIT_CORRUPT, id="no READY"),
+        pytest.param(None, "own", "ready, filled by other means", EXIT_CORRUPT, id="no manifest"),
+        pytest.param("own", "other", "ready", EXIT_CORRUPT, id="READY of another model"),
+        pytest.param("cut", "own", "damaged", EXIT_CORRUPT, id="half a manifest"),
+        pytest.param("outside", "own", "damaged", EXIT_CORRUPT, id="files outside"),
+    ],
+)
+def test_what_does_not_fit_together_is_not_whole(
+    manifest: str | None, ready: str | None, state: str, code: int, run: Run, root: Path
+) -> None:
+    home = root / "model"
+    said, mark = home / sealed.MANIFEST, home / sealed.READY
+    if manifest is None:
+        said.unlink()
+    elif manifest == "cut":
+        said.write_bytes(said.read_bytes()[:-50])
+    elif manifest == "outside":
+        said.write_text(said.read_text().replace("tokenizer/tokenizer.pkl", "../dataset/READY"))
+    if ready is None:
+        mark.unlink()
+    elif ready == "other":
+        mark.write_text(mark.read_text().replace('"digest": "', '"digest": "0'))
+    told = json.loads(run("cache", "status", "--root", str(root), "--json").stdout)["caches"]
+    assert told[0]["state"] == state
+    run("cache", "verify", "--root", str(root), code=code)
+
+
+def test_what_a_killed_process_was_adding_is_thrown_out(root: Path) -> None:
+    home = root / "dataset"
+    adding = """
+import os, sys
+from pathlib import Path
+from fractal_k8s.checkpoints.filling import add_file
+add_file(Path(sys.argv[1]), "more.npz", lambda path: (path.write_bytes(b"x"), os._exit(9)))
+"""
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", adding, str(home)], check=False)
+        assert len([*home.glob(f"{sealed.PART}*")]) == 1
+    filling.add_file(home, "more.npz", lambda path: path.write_bytes(b"x"))
+    assert not [*home.glob(f"{sealed.PART}*")]
 
 
 def test_an_exact_reference_that_is_there_is_not_asked_for(run: Run, root: Path) -> None:
@@ -179,7 +262,7 @@ def test_a_data_set_of_a_bucket_is_kept(
         run("cache", "fill", "--root", "c", "--dataset", "conversations:s3://data/sets/mine.jsonl")
     finally:
         server.stop()
-    assert file_digest(Path("c/dataset/train.jsonl")) == file_digest(golden / "conversations.jsonl")
+    assert file_sha256(Path("c/dataset/train.jsonl")) == file_sha256(golden / "conversations.jsonl")
 
 
 # --- rows that are kept ---
@@ -196,6 +279,26 @@ def test_kept_rows_are_the_rendered_ones(root: Path, golden: Path) -> None:
     seal = sealed.read_seal(root / "dataset")
     assert seal is not None
     assert tokens_name(path, tokenizer.sha256) in seal.files
+
+
+def test_kept_rows_are_what_is_read(root: Path, golden: Path) -> None:
+    path = root / "dataset/train.jsonl"
+    tokenizer = load_tokenizer(golden / "tokenizer")
+    before = read_dataset(str(path), tokenizer, 10**6).rows
+
+    class Shifted:
+        special = tokenizer.special
+
+        def encode(self, text: str) -> list[int]:
+            return [one + 1 for one in tokenizer.encode(text)]
+
+    kept = path.with_name(tokens_name(path, tokenizer.sha256))
+    save_tokens(path, Shifted(), tokenizer.sha256, kept)
+    after = read_dataset(str(path), tokenizer, 10**6).rows
+    assert [len(row.ids) for row in after] == [len(row.ids) for row in before]
+    assert after != before
+    flip(kept, kept.stat().st_size // 2)  # what is damaged is not read but made again
+    assert read_dataset(str(path), tokenizer, 10**6).rows == before
 
 
 def test_rows_of_another_tokenizer_or_of_other_data_are_not_taken(root: Path, golden: Path) -> None:
@@ -225,16 +328,19 @@ run()
 """
 
 
+CLAIMED = "conversations:/cache/dataset/train.jsonl"
+
+
 @pytest.fixture
 def worker(
     root: Path, gpt_sweep: Callable[..., Sweep], tmp_path: Path
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs shard 0 of a sweep as a pod would, in a process that can reach no network."""
 
-    def start(checkpoint: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        sweep = gpt_sweep(
-            checkpoint=checkpoint, dataset="conversations:/cache/dataset/train.jsonl", resolution=2
-        )
+    def start(
+        checkpoint: str, dataset: str = CLAIMED, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        sweep = gpt_sweep(checkpoint=checkpoint, dataset=dataset, resolution=2)
         plan = tmp_path / "sweep.json"
         plan.write_text(Plan(sweep, Deal(points_per_shard=1)).to_json())
         arguments = ["worker", "--store", str(tmp_path / "runs"), "--sweep", str(plan)]
@@ -275,6 +381,17 @@ def test_a_worker_refuses_the_claim_of_another_model(worker: Any, root: Path) ->
     assert worker("wandb:a/b/c:v6").returncode == 0
 
 
+def test_a_worker_refuses_the_claim_of_other_data(worker: Any, root: Path) -> None:
+    seal = sealed.read_seal(root / "dataset")
+    assert seal is not None
+    held = f"morgan/docvqa-nanochat@{COMMIT}"
+    sealed.write_manifest(root / "dataset", replace(seal, resolved=held))
+    done = worker("/cache/model", f"docvqa@{'f' * 40}")
+    assert done.returncode == EXIT_SETTINGS
+    assert f"holds {held}: name the claim of the right data" in done.stderr
+    assert worker("/cache/model", "docvqa").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("held", "wanted", "fits"),
     [
@@ -307,6 +424,31 @@ def test_weights_are_staged_once_and_only_whole(root: Path, tmp_path: Path) -> N
     flip(root / "model/checkpoints/model_000300.pt")
     with pytest.raises(CorruptError, match="arrives damaged"):
         staged(root / "model", tmp_path / "again", said.append)
+
+
+def test_weights_are_read_where_they_are_if_there_is_no_room_for_a_copy(
+    worker: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = tmp_path / "full"
+    full.touch()  # no folder can be made below it
+    done = worker("/cache/model", FRACTAL_K8S_STAGE=str(full / "model"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"not staged, {root}/model is read where it is: " in done.stdout
+    said: list[str] = []
+    monkeypatch.setattr(filling, "_SPARE_BYTES", 1 << 60)
+    target = tmp_path / "stage"
+    assert staged(root / "model", target, said.append) == root / "model"
+    assert "are to come and" in said[0]
+    assert not [*target.glob(f"{sealed.FILLING}*")]
+
+
+def test_a_model_in_a_folder_of_a_cache_is_staged_and_compared(root: Path, tmp_path: Path) -> None:
+    inner = root / "model/checkpoints"
+    target = staged(inner, tmp_path / "stage", quiet)
+    assert find_checkpoint(target).digest() == find_checkpoint(root / "model").digest()
+    flip(inner / "model_000300.pt")
+    with pytest.raises(CorruptError, match="arrives damaged"):
+        staged(inner, tmp_path / "again", quiet)
 
 
 def test_weights_that_nobody_has_sealed_are_staged_too(golden: Path, tmp_path: Path) -> None:
@@ -459,3 +601,36 @@ def test_a_data_set_of_the_hub_is_kept_with_its_rows(
     kept = load_tokens(path, tokenizer.sha256)
     assert kept is not None
     assert len(list(kept)) == len(rows)
+
+
+def test_a_cache_of_the_hub_is_mended_and_replaced(
+    hub: Hub, commands: Commands, golden: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "cache"
+    fill = ["cache", "fill", "--root", str(root), "--model", str(golden), "--dataset", "docvqa@v1"]
+    home = root / "dataset"
+    home.mkdir(parents=True)
+    (home / "train.jsonl").write_text("put there by hand")
+    found = commands(fill, [*fill, "--replace"])
+    assert [code for code, _ in found] == [2, 0], found
+    assert "train.jsonl is there, and not by this command" in found[0][1]
+    [tokens] = home.glob("train.tokens-*.npz")
+    flip(tokens, 200)
+    hub.asked.clear()
+    [(code, said)] = commands(fill, HF_HUB_OFFLINE="1")
+    assert code == 0, said
+    assert "12 conversations tokenized" in said
+    assert [line for shelf in caches.look(root) for line in caches.problems(shelf)] == []
+    assert hub.asked == []
+    other = ["cache", "fill", "--root", str(root), "--dataset", f"docvqa@{COMMIT}"]
+    (code, said), (again, saying) = commands(other, [*other, "--replace"])
+    assert (code, again) == (2, 0), said + saying
+    assert "holds docvqa@v1" in said
+
+
+def test_data_that_are_being_fetched_are_told(tmp_path: Path) -> None:
+    home = tmp_path / "dataset"
+    home.mkdir()
+    with written(home, alone=True):
+        assert caches.look(tmp_path)[1].state == "being filled"
+    assert caches.look(tmp_path)[1].state == "empty"

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import fractal_k8s.buckets
 from conftest import mlp_sweep
 from fractal_k8s.errors import SweepError
 from fractal_k8s.manifest import labels, limits
@@ -260,16 +257,6 @@ def test_what_a_cluster_could_not_run_is_refused(values: dict[str, Any], part: s
 def test_a_run_of_each_point_can_be_forced() -> None:
     rendered(wandb_project="p", wandb_mode="point", wandb_force=True)
     rendered(docvqa(31), Deal(), wandb_project="p", wandb_mode="point")
-
-
-def test_options_of_a_store_are_those_that_the_store_knows() -> None:
-    tree = ast.parse(Path(fractal_k8s.buckets.__file__).read_text())
-    known = [
-        ast.literal_eval(node.args[2])
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_known_options"
-    ]
-    assert known == [*limits._BUCKET_OPTIONS.values()]
 
 
 # --- secrets ---

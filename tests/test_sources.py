@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -12,22 +13,27 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from werkzeug import Response
 
 from conftest import Run
+from faults import Fault, FaultyProxy
 from fractal_k8s import sealed
-from fractal_k8s.checkpoints import filling, wandb_source
+from fractal_k8s.checkpoints import bucket_source, filling, wandb_source
 from fractal_k8s.checkpoints.files import find_checkpoint
 from fractal_k8s.checkpoints.filling import fill
 from fractal_k8s.checkpoints.layout import model_layout
+from fractal_k8s.checkpoints.listing import Blob, first_line
 from fractal_k8s.checkpoints.sources import list_source, model_goods
 from fractal_k8s.checkpoints.standin import save_encoding, stand_in_encoding
 from fractal_k8s.errors import CorruptError, FractalError, RetryError, SweepError, UsageError
 from fractal_k8s.references import parse_reference
+from fractal_k8s.results.store import Store
 from fractal_k8s.sweep.definition import Sweep
 from standin.weights import COMMIT, Weights, serving
 
@@ -251,6 +257,25 @@ def test_trouble_that_passes_is_waited_for(source: str, weights: Weights, tmp_pa
     assert not sealed.damage(tmp_path / "model", seal)
 
 
+@pytest.mark.parametrize("kind", ["cut", "reset", "slow down"])
+def test_trouble_of_a_bucket_that_passes_is_waited_for(
+    kind: str,
+    bucket: Callable[[], Any],
+    moto: str,
+    golden: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with FaultyProxy(moto) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        goods = model_goods("s3://models/d4")
+        proxy.faults = [Fault(kind, count=2, method="GET", path=MODEL)]
+        seal = fill(tmp_path / "model", goods, quiet)
+    assert proxy.met == [kind] * 2
+    assert seal.digest == find_checkpoint(golden).digest()
+    assert not sealed.damage(tmp_path / "model", seal)
+
+
 @pytest.mark.parametrize("source", ["wandb:team/llm/sft:v7", "hf:team/d4@main"])
 def test_a_flipped_byte_on_the_way_is_found(source: str, weights: Weights, tmp_path: Path) -> None:
     weights.spoil = lambda path, data: (
@@ -261,6 +286,92 @@ def test_a_flipped_byte_on_the_way_is_found(source: str, weights: Weights, tmp_p
     assert sealed.read_ready(tmp_path / "model") is None
     weights.spoil = lambda path, data: data
     assert fill(tmp_path / "model", model_goods(source), quiet).digest
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://KEY:secret/with/it@bucket/d4",
+        "s3://secret@bucket/d4",
+        "s3://bucket/d4?access_key=KEY&secret_key=secret",
+        "s3://bucket/d4?endpoint=http://me:secret@127.0.0.1:9",
+        "s3://bucket/d4?endpoint=http%3A%2F%2Fsecret%40host",
+    ],
+)
+def test_a_key_in_a_bucket_s_uri_is_refused_and_never_shown(text: str, gpt_sweep: Any) -> None:
+    tries: list[Callable[[], object]] = [
+        lambda: parse_reference(text),
+        lambda: gpt_sweep(checkpoint=text),
+        lambda: Store(text),
+    ]
+    for attempt in tries:
+        with pytest.raises(UsageError, match=r"holds what looks like a key|unknown option") as seen:
+            attempt()
+        assert "secret" not in str(seen.value).replace("secret_key", "")
+
+
+def test_a_bucket_named_alone_with_its_content_holds_no_key() -> None:
+    reference = parse_reference("s3://bucket@0123456789ab?endpoint=http://127.0.0.1:9")
+    assert reference is not None
+    assert (reference.place, reference.uri) == ("bucket", "s3://bucket?endpoint=http://127.0.0.1:9")
+
+
+def test_what_signs_an_address_is_not_shown() -> None:
+    error = OSError("Max retries exceeded with url: /weights.pt?X-Amz-Signature=abc (Caused by x)")
+    assert first_line(error) == "Max retries exceeded with url: /weights.pt?... (Caused by x)"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_weights_that_w_and_b_refuses_are_not_asked_for_again(
+    status: int, weights: Weights, tmp_path: Path
+) -> None:
+    weights.spoil = lambda path, data: Response("", status)
+    with pytest.raises(UsageError, match=f"may not be read.*{status}.*set WANDB_API_KEY"):
+        fill(tmp_path / "model", model_goods("wandb:team/llm/sft:v7"), quiet)
+    assert len(weights.downloads()) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("timeout while asking for team/llm/sft-404:v7", RetryError),
+        ("bad answer of /artifacts/ab403cd/model.pt", RetryError),
+        ("HTTP 404: nothing", UsageError),
+        ("HTTP 403", UsageError),
+        ("permission denied to access team/llm", UsageError),
+    ],
+)
+def test_a_number_in_a_name_is_no_status(said: str, kind: type[FractalError]) -> None:
+    reference = parse_reference("wandb:team/llm/sft-404:v7")
+    assert reference is not None
+    with pytest.raises(kind), wandb_source._translated(reference):
+        raise RuntimeError(said)
+
+
+@pytest.mark.parametrize("name", ["d403", "credentials"])
+def test_a_bucket_that_is_away_is_not_one_that_refuses(name: str) -> None:
+    reference = parse_reference(f"s3://models/{name}")
+    assert reference is not None
+    with pytest.raises(RetryError), bucket_source._translated(reference):
+        raise OSError(f"When getting key '{name}': AWS Error NETWORK_CONNECTION during HeadObject")
+
+
+def test_trouble_that_lasts_is_not_waited_for_without_end(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(filling, "_MOST_S", 0.0)
+    goods = model_goods("hf:team/d4@main")
+    weights.spoil = lambda path, data: Response("", 503)
+    tries = []
+
+    def get(blob: Blob, target: Path) -> None:
+        tries.append(blob.path)
+        raise RetryError("503")
+
+    listing = replace(goods.listing, get=get)
+    with pytest.raises(RetryError):
+        fill(tmp_path / "model", replace(goods, listing=listing), quiet)
+    assert len(tries) == 1
 
 
 # --- which files ---
@@ -315,6 +426,56 @@ def test_weights_that_were_cut_short_at_the_source_are_refused(model: Path, tmp_
     weights.write_bytes(weights.read_bytes()[:-5000])
     with pytest.raises(CorruptError, match="damaged or truncated"):
         fill(tmp_path / "model", model_goods(str(model)), quiet)
+
+
+class Evil:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def test_weights_that_would_run_something_are_refused_by_the_fill(
+    model: Path, tmp_path: Path
+) -> None:
+    torch.save({"x": Evil(tmp_path / "ran")}, model / MODEL)
+    with pytest.raises(CorruptError, match="holds more than tensors"):
+        fill(tmp_path / "model", model_goods(str(model)), quiet)
+    assert sealed.read_ready(tmp_path / "model") is None
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_of_a_newer_nanochat_are_refused_by_the_fill(model: Path, tmp_path: Path) -> None:
+    torch.save({"resid_lambdas": torch.full((4,), 0.5)}, model / MODEL)
+    with pytest.raises(CorruptError, match="newer nanochat"):
+        fill(tmp_path / "model", model_goods(str(model)), quiet)
+
+
+@pytest.mark.parametrize("kind", ["hub", "folder"])
+def test_one_of_several_models_has_the_tokenizer_above_it(
+    kind: str, weights: Weights, golden: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    for stage in ("base", "chatsft"):
+        shutil.copytree(golden / "checkpoints", base / f"{stage}_checkpoints/d4")
+    shutil.copytree(golden / "tokenizer", base / "tokenizer")
+    weights.commits = {COMMIT: base}
+    whole, folder = ("hf:team/d4@main", ":chatsft_checkpoints/d4")
+    if kind == "folder":
+        whole, folder = str(base), "/chatsft_checkpoints/d4"
+    with pytest.raises(UsageError, match="several checkpoints"):
+        model_goods(whole)
+    seal = fill(tmp_path / "model", model_goods(whole + folder), quiet)
+    assert seal.digest == find_checkpoint(golden).digest()
+    assert seal.digest == find_checkpoint(base / "chatsft_checkpoints/d4").digest()
+
+
+def test_a_folder_with_all_files_side_by_side_is_a_checkpoint(golden: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    shutil.copytree(golden / "checkpoints", flat)
+    shutil.copytree(golden / "tokenizer", flat, dirs_exist_ok=True)
+    assert find_checkpoint(flat).digest() == find_checkpoint(golden).digest()
 
 
 # --- filling ---
@@ -406,6 +567,44 @@ def test_a_fill_that_is_killed_goes_on_where_it_was(model: Path, tmp_path: Path)
     assert not [path.name for path in home.rglob("*") if "-" in path.name]  # no leftovers
 
 
+# processes that fill one folder again and again, each killed after a while
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+from fractal_k8s import sealed
+from fractal_k8s.checkpoints import nanochat
+from fractal_k8s.checkpoints.filling import add_file, fill
+from fractal_k8s.checkpoints.sources import model_goods
+source, home, rng = sys.argv[1], Path(sys.argv[2]), random.Random(0)
+for _ in range(30):
+    child = os.fork()
+    while child == 0:
+        fill(home, model_goods(source), lambda line: None, replace=True)
+        add_file(home, "more.npz", lambda path: path.write_bytes(bytes(10**7)))
+    time.sleep(rng.uniform(0, 0.4))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    seal = sealed.read_whole(home)
+    broken = {} if seal is None else sealed.damage(home, seal)
+    leavings = [*home.glob(f"{sealed.PART}*"), *home.glob(f"{sealed.FILLING}*")]
+    print("torn" if broken else "ready" if seal else "not ready", len(leavings))
+"""
+
+
+def test_killed_thirty_times_it_ends_right_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    home = tmp_path / "model"
+    command = [sys.executable, "-c", KILLED, str(model), str(home)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    rounds = [line.rsplit(maxsplit=1) for line in done.stdout.splitlines()]
+    assert len(rounds) == 30, done.stderr
+    assert {state for state, _ in rounds} == {"ready", "not ready"}
+    assert max(int(leavings) for _, leavings in rounds) <= 2  # those of the last one
+    seal = fill(home, model_goods(str(model)), quiet, replace=True)
+    assert not sealed.damage(home, seal)
+    left = {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
+    assert left == {*seal.files, sealed.MANIFEST, sealed.READY, sealed.LOCK}
+
+
 def test_killed_at_any_moment_it_is_never_ready_too_soon(model: Path, tmp_path: Path) -> None:
     home = tmp_path / "model"
     process = filling_process(model, home, 0.02)
@@ -442,6 +641,54 @@ def test_a_disk_that_is_full_is_told_and_the_rest_taken_up_later(
     assert "the disk is full" in errors
     assert sealed.read_whole(home) is None
     assert fill(home, model_goods(str(model)), quiet).digest
+
+
+def test_a_disk_that_fills_up_costs_no_model_that_was_there(
+    model: Path, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, other = tmp_path / "model", tmp_path / "other"
+    first = fill(home, model_goods(str(model)), quiet)
+    shutil.copytree(model, other)
+    write = sealed.write_whole
+
+    def full(path: Path, text: str) -> None:
+        if path.name in (sealed.MANIFEST, sealed.READY):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, text)
+
+    monkeypatch.setattr(sealed, "write_whole", full)
+    with pytest.raises(UsageError, match="the disk is full"):
+        fill(home, model_goods(str(other)), quiet, replace=True)
+    assert sealed.read_whole(home) == first
+    assert not sealed.damage(home, first)
+    monkeypatch.undo()
+    assert fill(home, model_goods(str(other)), quiet, replace=True).source == str(other)
+
+
+LOCKLESS = "import errno, fcntl\ndef flock(*a):\n    raise OSError(errno.ENOSYS, 'none')\n"
+LOCKLESS += "fcntl.flock = flock\n"
+
+
+def test_processes_fill_at_once_where_there_are_no_locks(
+    model: Path, golden: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "model"
+    old = home / f"{sealed.FILLING}0123456789-ffff"
+    old.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    command = [sys.executable, "-c", LOCKLESS + FILL, str(model), str(home), "0.05"]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(4)
+    ]
+    digest = find_checkpoint(golden).digest()
+    for process in processes:
+        output = process.communicate(timeout=100)[0]
+        assert f"digest {digest}" in output, output
+    seal = sealed.read_whole(home)
+    assert seal is not None
+    assert not sealed.damage(home, seal)
+    assert not [*home.glob(f"{sealed.FILLING}*")]
 
 
 def test_room_is_looked_for_before_anything_is_fetched(

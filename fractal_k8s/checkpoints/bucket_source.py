@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qs
 
 from fractal_k8s.buckets import open_s3
 from fractal_k8s.checkpoints.listing import Blob, Listing
@@ -33,8 +32,7 @@ def list_bucket(reference: Reference) -> Listing:
     """
     from pyarrow import fs as pafs
 
-    options = {key: values[-1] for key, values in parse_qs(reference.query).items()}
-    system = open_s3(reference.text, options)
+    system = open_s3(reference.uri, reference.options)
     with _translated(reference):
         infos = system.get_file_info([reference.place])
         root = reference.place
@@ -91,7 +89,8 @@ def _translated(reference: Reference) -> Iterator[None]:
         if "NO_SUCH_" in str(error):
             raise UsageError(f"{reference.text}: no such bucket or object") from None
         text = (str(error).strip().splitlines() or [""])[0]
-        if any(word in text for word in _NO_RIGHTS):
+        # not in the names of keys and buckets, which come before
+        if any(word in text.partition("AWS Error")[2] for word in _NO_RIGHTS):
             known = "" if os.environ.get("AWS_ACCESS_KEY_ID") else " (none is set)"
             raise UsageError(
                 f"{reference.text}: may not be read; check AWS_ACCESS_KEY_ID{known} and "

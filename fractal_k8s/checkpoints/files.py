@@ -83,12 +83,13 @@ def find_checkpoint(folder: Path) -> CheckpointFiles:
 
 def _find_tokenizer(home: Path) -> Path:
     """The tokenizer beside the weights, or beside their folder, or beside the stages' folders."""
-    places = [home, home.parent, home.parent.parent]
+    above = (home, home.parent, home.parent.parent)
+    places = [home, *(place / TOKENIZER_FOLDER for place in above)]
     for place in places:
-        path = place / TOKENIZER_FOLDER / TOKENIZER_FILE
+        path = place / TOKENIZER_FILE
         if path.is_file():
             return path
-    looked = ", ".join(str(place / TOKENIZER_FOLDER) for place in places)
+    looked = ", ".join(str(place) for place in places)
     raise UsageError(f"checkpoint {home}: no {TOKENIZER_FILE} in {looked}")
 
 

@@ -9,36 +9,33 @@ their places when all of them are. Who begins anew takes up the verified ones.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import os
 import random
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from fractal_k8s import sealed
-from fractal_k8s.checkpoints.listing import PART, Blob, Listing, sums_of
+from fractal_k8s.checkpoints.listing import Blob, Listing, sums_of
 from fractal_k8s.errors import CorruptError, RetryError, UsageError
-from fractal_k8s.sealed import FileFacts, Seal
+from fractal_k8s.sealed import PART, FileFacts, Seal
 
 Tell = Callable[[str], None]
 
-_LOCK: Final = ".fill.lock"
-_PARTS: Final = ".filling-"
 # downloads of one file, and the waits between them, which are drawn from half of it to all of it
 _TRIES: Final = 4
 _WAIT_S: Final = 2.0
+# of all tries of a file together; W&B's own client tries for twenty minutes before it gives up
+_MOST_S: Final = 1800.0
+# nobody fills a folder for so long without beginning a file
+_ABANDONED_S: Final = 24 * 3600.0
 # what a file system must have left when all is there
 _SPARE_BYTES: Final = 64 << 20
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# what a network file system says when it is not well
-_PASSING: Final = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY)
 
 
 @dataclass(frozen=True)
@@ -80,21 +77,22 @@ def fill(home: Path, goods: Goods, tell: Tell, *, replace: bool = False) -> Seal
     """
     if not replace and (found := standing(home, goods.listing.exact)) is not None:
         return found
-    with _writing(home):
-        home.mkdir(parents=True, exist_ok=True)
-        with locked(home, tell) as alone:
-            if not replace and (found := standing(home, goods.listing.exact)) is not None:
-                return found
-            _refuse_others(home, goods, replace)
-            parts = (
-                home / f"{_PARTS}{hashlib.sha256(goods.listing.exact.encode()).hexdigest()[:10]}"
-            )
-            if alone:
-                _sweep_out(home, keep=parts)
-            facts = _fetch_all(goods, parts, tell)
-            digest = _checked(goods, parts)
-            seal = Seal(goods.kind, goods.source, goods.listing.exact, digest, facts, sealed.now())
-            _place(home, parts, seal)
+    with sealed.being_filled(home, tell) as alone:
+        if not replace and (found := standing(home, goods.listing.exact)) is not None:
+            return found
+        _refuse_others(home, goods, replace)
+        exact = hashlib.sha256(goods.listing.exact.encode()).hexdigest()
+        # where there are no locks, each process has a folder of its own
+        own = "" if alone else f"-{secrets.token_hex(4)}"
+        parts = home / f"{sealed.FILLING}{exact[:10]}{own}"
+        _sweep_out(home, keep=parts, alone=alone)
+        facts = _fetch_all(goods, parts, tell)
+        digest = _checked(goods, parts)
+        if not alone and not replace and (found := standing(home, goods.listing.exact)):
+            shutil.rmtree(parts, ignore_errors=True)
+            return found
+        seal = Seal(goods.kind, goods.source, goods.listing.exact, digest, facts, sealed.now())
+        _place(home, parts, seal)
     tell(f"{home}: ready, {_count(seal.files)}, {_size(seal.size)}, sha256 {digest[:12]}...")
     return seal
 
@@ -108,7 +106,7 @@ def add_file(home: Path, name: str, write: Callable[[Path], None]) -> Seal:
     Raises:
         CorruptError: the folder is not ready.
     """
-    with _writing(home), locked(home, lambda line: None):
+    with sealed.being_filled(home, lambda line: None):
         seal = sealed.read_whole(home)
         if seal is None:
             raise CorruptError(f"{home}: is not ready; fill it first")
@@ -118,7 +116,7 @@ def add_file(home: Path, name: str, write: Callable[[Path], None]) -> Seal:
         try:
             write(part)
             part.chmod(0o644)
-            facts = FileFacts(part.stat().st_size, sealed.file_sha256(part))
+            facts = sealed.facts_of(part)
             part.replace(home / name)
         finally:
             part.unlink(missing_ok=True)
@@ -126,9 +124,30 @@ def add_file(home: Path, name: str, write: Callable[[Path], None]) -> Seal:
 
 
 def standing(home: Path, exact: str) -> Seal | None:
-    """The folder's seal if it is ready and holds what an exact reference names."""
+    """The folder's seal if it is ready and holds what an exact reference names.
+
+    Raises:
+        UsageError: and other files beside it, which might be taken for a part of it.
+    """
     seal = sealed.read_whole(home)
-    return seal if seal is not None and seal.resolved == exact else None
+    if seal is None or seal.resolved != exact:
+        return None
+    if others := mixed_in(home, seal):
+        raise _stranger(home, others[0])
+    return seal
+
+
+def mixed_in(home: Path, seal: Seal) -> list[str]:
+    """Files that the seal does not name in folders that it does, as relative paths."""
+    tops = {name.partition("/")[0] for name in seal.files if "/" in name}
+    return [path for path in sealed.strangers(home, seal) if path.partition("/")[0] in tops]
+
+
+def _stranger(home: Path, path: str) -> UsageError:
+    return UsageError(
+        f"{home}: holds files that no fill has put there, such as {path}; move them away, fill "
+        "another folder, or give --replace"
+    )
 
 
 def _refuse_others(home: Path, goods: Goods, replace: bool) -> None:
@@ -150,10 +169,7 @@ def _refuse_others(home: Path, goods: Goods, replace: bool) -> None:
     known = {*(seal.files if seal else ()), *goods.layout}
     strangers = [path for path in _lying(home, goods.layout) if path not in known]
     if strangers and not replace:
-        raise UsageError(
-            f"{home}: holds files that no fill has put there, such as {strangers[0]}; move them "
-            "away, fill another folder, or give --replace"
-        )
+        raise _stranger(home, strangers[0])
 
 
 def _lying(home: Path, layout: Iterable[str]) -> list[str]:
@@ -163,55 +179,16 @@ def _lying(home: Path, layout: Iterable[str]) -> list[str]:
     return [path.relative_to(home).as_posix() for path in paths if path.is_file()]
 
 
-# --- one after another ---
+def _sweep_out(home: Path, keep: Path, *, alone: bool) -> None:
+    """Deletes what killed processes and other sources have left.
 
-
-@contextlib.contextmanager
-def locked(home: Path, tell: Tell) -> Iterator[bool]:
-    """Holds the folder's lock; false where its file system has none."""
-    handle = os.open(home / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tell(f"waiting for another process to fill {home} ...")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:  # some network file systems; names are unique, so that nothing breaks
-            yield False
-            return
-        yield True
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _writing(home: Path) -> Iterator[None]:
-    """Turns what the operating system says of the folder into what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise UsageError(
-                f"{home}: the disk is full, or no larger file is allowed; free some space and run "
-                "the same command again, which takes up what is there"
-            ) from None
-        if error.errno in _PASSING:
-            raise RetryError(f"{home}: the file system fails ({error.strerror})") from None
-        raise UsageError(
-            f"{home}: cannot be filled: {error.strerror or error} ({error.filename})"
-        ) from None
-
-
-def _sweep_out(home: Path, keep: Path) -> None:
-    """Deletes what killed processes and other sources have left."""
-    for path in home.glob(f"{_PARTS}*"):
-        if path != keep:
-            shutil.rmtree(path, ignore_errors=True)
-    for path in (*home.glob(f"{PART}*"), *keep.rglob(f"{PART}*")):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    Args:
+        alone: nobody else can be at it; else only what nobody has touched for long is deleted.
+    """
+    others = [path for path in home.glob(f"{sealed.FILLING}*") if path != keep]
+    oldest = time.time() - _ABANDONED_S
+    sealed.drop_all(path for path in others if alone or path.stat().st_mtime < oldest)
+    sealed.drop_all(keep.rglob(f"{PART}*"))
 
 
 # --- fetching ---
@@ -241,25 +218,35 @@ def _fetch_all(goods: Goods, parts: Path, tell: Tell) -> dict[str, FileFacts]:
 def _fetch(goods: Goods, name: str, target: Path) -> FileFacts:
     blob = goods.blobs[name]
     target.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + _MOST_S
     for number in range(1, _TRIES + 1):
         part = target.with_name(f"{PART}{secrets.token_hex(4)}-{target.name}")
         try:
             goods.listing.get(blob, part)
             if (facts := _verified(part, blob)) is not None:
                 part.chmod(0o644)
+                _flush(part)
                 part.replace(target)
                 return facts
             problem: Exception = CorruptError(
                 f"{goods.listing.exact}: {blob.path} arrives damaged, {part.stat().st_size:,} "
-                f"bytes instead of {blob.size:,} or other ones, {_TRIES} times in a row"
+                f"bytes instead of {blob.size:,} or other ones, {number} times in a row"
             )
         except RetryError as error:
             problem = error
         finally:
             part.unlink(missing_ok=True)
+        if time.monotonic() > deadline:
+            break
         if number < _TRIES:
             time.sleep(_WAIT_S * 2 ** (number - 1) * random.uniform(0.5, 1))
     raise problem
+
+
+def _flush(path: Path) -> None:
+    """Makes sure that a file outlives the machine, as what says that it is ready will."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _verified(path: Path, blob: Blob) -> FileFacts | None:
@@ -292,22 +279,24 @@ def _checked(goods: Goods, parts: Path) -> str:
 
 
 def _place(home: Path, parts: Path, seal: Seal) -> None:
-    """Moves the files to their places, between the manifest, which names them, and `READY`."""
+    """Moves the files to their places, between the manifest, which names them, and `READY`.
+
+    All that needs room on the disk is done while what was there before is still ready.
+    """
+    sealed.write_manifest(parts, seal)
+    sealed.write_ready(parts, seal)
+    for folder in {(home / name).parent for name in seal.files} - {home}:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o755)  # not of home, which may be a mount that belongs to somebody else
     (home / sealed.READY).unlink(missing_ok=True)
     with contextlib.suppress(CorruptError):
         earlier = sealed.read_seal(home)
         for name in {*(earlier.files if earlier else ()), *_lying(home, seal.files)}:
             if name not in seal.files:
                 (home / name).unlink(missing_ok=True)
-    sealed.write_manifest(home, seal)
-    for name in seal.files:
-        target = home / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.parent != home:  # which may be a mount that belongs to somebody else
-            target.parent.chmod(0o755)
-        (parts / name).replace(target)
+    for name in (sealed.MANIFEST, *seal.files, sealed.READY):
+        (parts / name).replace(home / name)
     shutil.rmtree(parts, ignore_errors=True)
-    sealed.write_ready(home, seal)
 
 
 def _count(files: Collection[str]) -> str:

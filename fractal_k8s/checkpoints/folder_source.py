@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+from fractal_k8s.checkpoints.files import TOKENIZER_FOLDER
 from fractal_k8s.checkpoints.listing import Blob, Listing
+from fractal_k8s.checkpoints.tokenizer import FILE_NAME as TOKENIZER_FILE
 from fractal_k8s.errors import UsageError
 
 
 def list_folder(path: Path) -> Listing:
-    """The files below a folder. Its exact reference changes with their sizes and times.
+    """The files below a folder, and the tokenizer that lies beside it or one further up.
+
+    Its exact reference changes with their sizes and times.
 
     Raises:
         UsageError: there is no such folder.
     """
     if not path.is_dir():
         raise UsageError(f"{path}: no such folder")
-    found = sorted(file for file in path.rglob("*") if file.is_file())
-    return _listing(path, path, found)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    found = {file.relative_to(path).as_posix(): file for file in files}
+    if not any(file.name == TOKENIZER_FILE for file in files):
+        beside = (place / TOKENIZER_FOLDER / TOKENIZER_FILE for place in path.parents[:2])
+        for file in [file for file in beside if file.is_file()][:1]:
+            found[f"{TOKENIZER_FOLDER}/{TOKENIZER_FILE}"] = file
+    return list_paths(path, found)
 
 
 def list_files(paths: list[Path]) -> Listing:
@@ -31,18 +41,23 @@ def list_files(paths: list[Path]) -> Listing:
     for path in paths:
         if not path.is_file():
             raise UsageError(f"{path}: no such file")
-    return _listing(paths[0], paths[0].parent, paths)
+    return list_paths(paths[0], {path.name: path for path in paths})
 
 
-def _listing(name: Path, root: Path, paths: list[Path]) -> Listing:
+def list_paths(name: Path, paths: Mapping[str, Path]) -> Listing:
+    """Files from anywhere on this machine.
+
+    Args:
+        name: of the source.
+        paths: what each is called in the listing -> the file.
+    """
     blobs, state = {}, hashlib.sha256()
-    for path in paths:
+    for called, path in paths.items():
         stat = path.stat()
-        relative = path.relative_to(root).as_posix()
-        blobs[relative] = Blob(relative, stat.st_size)
-        state.update(f"{relative}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        blobs[called] = Blob(called, stat.st_size)
+        state.update(f"{called}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
 
     def get(blob: Blob, target: Path) -> None:
-        shutil.copyfile(root / blob.path, target)
+        shutil.copyfile(paths[blob.path], target)
 
     return Listing(f"{name}@{state.hexdigest()[:12]}", blobs, get)

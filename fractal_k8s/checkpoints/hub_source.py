@@ -9,16 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from fractal_k8s.checkpoints.listing import PART, Blob, Listing
+from fractal_k8s.checkpoints.listing import Blob, Listing, first_line
 from fractal_k8s.errors import FractalError, RetryError, UsageError
 from fractal_k8s.references import Reference
+from fractal_k8s.sealed import PART
 
 _TIMEOUT_S: Final = 30
 _PASSES: Final = (408, 429)
 
 
 def list_repository(reference: Reference) -> Listing:
-    """The files of a repository below the reference's folder, its revision resolved to a commit.
+    """The files of a repository, its revision resolved to a commit.
 
     Raises:
         UsageError: there is no such repository or revision, or it may not be read.
@@ -39,12 +40,9 @@ def list_repository(reference: Reference) -> Listing:
             files_metadata=True,
             timeout=_TIMEOUT_S,
         )
-    commit, prefix = str(info.sha), f"{reference.folder}/" if reference.folder else ""
-    blobs = {}
+    commit, blobs = str(info.sha), {}
     for file in info.siblings or ():
-        if not file.rfilename.startswith(prefix):
-            continue
-        path, size = file.rfilename.removeprefix(prefix), int(file.size or 0)
+        path, size = str(file.rfilename), int(file.size or 0)
         if file.lfs is not None:
             blobs[path] = Blob(path, size, "sha256", str(file.lfs.sha256))
         else:
@@ -57,14 +55,14 @@ def list_repository(reference: Reference) -> Listing:
         ):
             path = hf_hub_download(
                 reference.place,
-                prefix + blob.path,
+                blob.path,
                 revision=commit,
                 local_dir=folder,
                 endpoint=endpoint,
             )
             Path(path).replace(target)
 
-    return Listing(reference.at(commit).text, blobs, get)
+    return Listing(reference.at(commit).text, blobs, get, reference.folder)
 
 
 @contextlib.contextmanager
@@ -101,11 +99,9 @@ def _translated(reference: Reference) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
             raise  # of this machine's disk
-        raise RetryError(f"{reference.text}: {_line(error)}") from None
+        raise RetryError(f"{reference.text}: {first_line(error)}") from None
     except Exception as error:
         # of the client's own network library, whichever it is in this release
-        raise RetryError(f"{reference.text}: the hub cannot be reached ({_line(error)})") from None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RetryError(
+            f"{reference.text}: the hub cannot be reached ({first_line(error)})"
+        ) from None

@@ -14,18 +14,25 @@ from fractal_k8s.errors import UsageError
 _BESIDE: Final = "token_bytes.pt"
 
 
-def model_layout(paths: Iterable[str], source: str) -> dict[str, str]:
+def model_layout(paths: Iterable[str], source: str, folder: str = "") -> dict[str, str]:
     """Where each file of the newest checkpoint goes -> where the source has it.
 
     Optimizers' states and earlier steps are left out. The tokenizer must be beside the weights, in
     a folder `tokenizer/` beside their folder, or one further up: one from elsewhere might know
     other words.
 
+    Args:
+        folder: where the weights are, or any one above; "" = anywhere.
+
     Raises:
         UsageError: there is no checkpoint, there are several, or a part is missing.
     """
     known = {PurePosixPath(path) for path in paths}
-    weights = [path for path in known if MODEL_FILE.fullmatch(path.name)]
+    weights = [
+        path
+        for path in known
+        if MODEL_FILE.fullmatch(path.name) and path.is_relative_to(folder or ".")
+    ]
     if not weights:
         raise UsageError(f"{source}: holds no model_<step>.pt; give a nanochat checkpoint")
     homes = sorted({path.parent for path in weights})

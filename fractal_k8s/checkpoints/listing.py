@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 Check = Literal["sha256", "md5", "git-sha1"]
-
-# what names of files and folders begin with while they are on their way
-PART: Final = ".part-"
 
 _CHUNK: Final = 1 << 22
 
@@ -37,6 +35,14 @@ class Listing:
     blobs: dict[str, Blob]
     # writes one file to a path; raises RetryError for what may pass, UsageError or CorruptError
     get: Callable[[Blob, Path], None]
+    # the one that was asked for; the blobs are of the whole source
+    folder: str = ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what lets whoever knows a signed address read the file."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return re.sub(r"\?[^\s'\")]*", "?...", lines[0])
 
 
 def from_base64(digest: str) -> str:

@@ -25,8 +25,11 @@ class Weights:
     model_config: dict[str, Any]
 
 
-def load_weights(files: CheckpointFiles) -> Weights:
+def load_weights(files: CheckpointFiles, *, mapped: bool = False) -> Weights:
     """Reads weights and description; only tensors are ever unpickled.
+
+    Args:
+        mapped: leave the tensors in the file, for a look at them that takes no memory.
 
     Raises:
         CorruptError: a file is damaged, truncated, or not a nanochat checkpoint.
@@ -34,7 +37,7 @@ def load_weights(files: CheckpointFiles) -> Weights:
     config = read_config(files)
     check_sums(files.model)
     try:
-        loaded = torch.load(files.model, map_location="cpu", weights_only=True)
+        loaded = torch.load(files.model, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
         raise CorruptError(
             f"{files.model}: holds more than tensors, which is not opened; save the weights alone"

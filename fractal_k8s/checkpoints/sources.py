@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fractal_k8s.checkpoints.files import check_sums, find_checkpoint, read_config
+from fractal_k8s.checkpoints.files import find_checkpoint, read_config
 from fractal_k8s.checkpoints.filling import Goods
 from fractal_k8s.checkpoints.folder_source import list_folder
 from fractal_k8s.checkpoints.layout import model_layout
@@ -57,7 +57,7 @@ def model_goods(text: str) -> Goods:
         FractalError: as `list_source`, or it holds no whole checkpoint.
     """
     listing = list_source(text)
-    layout = model_layout(listing.blobs, text)
+    layout = model_layout(listing.blobs, text, listing.folder)
     return Goods("model", text, listing, layout, check_model)
 
 
@@ -65,8 +65,11 @@ def check_model(folder: Path) -> str:
     """The digest of a folder's checkpoint, after checking that its parts are whole and fit.
 
     Raises:
-        CorruptError: the weights are damaged, or the tokenizer is another model's.
+        CorruptError: the weights are damaged or more than tensors, or the tokenizer is another
+            model's.
     """
+    from fractal_k8s.checkpoints.nanochat import load_weights  # loads torch
+
     files = find_checkpoint(folder)
     config = read_config(files)
     tokenizer = load_tokenizer(files.tokenizer.parent)
@@ -75,5 +78,5 @@ def check_model(folder: Path) -> str:
             f"{files.tokenizer.name} has {tokenizer.vocab_size:,} tokens, {files.model.name} was "
             f"trained with {config.get('vocab_size')}; give the tokenizer that belongs to it"
         )
-    check_sums(files.model)
+    load_weights(files, mapped=True)
     return files.digest()

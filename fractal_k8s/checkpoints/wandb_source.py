@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from fractal_k8s.checkpoints.listing import PART, Blob, Listing, from_base64
+from fractal_k8s.checkpoints.listing import Blob, Listing, first_line, from_base64
 from fractal_k8s.errors import CorruptError, FractalError, RetryError, UsageError
 from fractal_k8s.references import Reference
+from fractal_k8s.sealed import PART
 
 _TIMEOUT_S: Final = 30
-_NO_RIGHTS: Final = ("permission denied", "401", "403", "unauthorized", "forbidden", "api key")
-_NOT_THERE: Final = ("not found", "404", "does not exist", "could not find")
+# of what it says, with no digits and dashes around a status, which may be part of a name
+_NO_RIGHTS: Final = re.compile(
+    r"permission denied|(?<![\w/-])40[13](?![\w/-])|unauthorized|forbidden|api key"
+)
+_NOT_THERE: Final = re.compile(r"not found|(?<![\w/-])404(?![\w/-])|does not exist|could not find")
 
 
 def list_artifact(reference: Reference) -> Listing:
@@ -71,31 +76,35 @@ def _translated(reference: Reference) -> Iterator[None]:
     try:
         yield
     except (FractalError, OSError) as error:
-        if not isinstance(error, FractalError) and _is_network(error):
-            raise RetryError(f"{reference.text}: W&B cannot be reached ({_line(error)})") from None
-        raise
+        if isinstance(error, FractalError) or not _is_network(error):
+            raise
+        if getattr(getattr(error, "response", None), "status_code", 0) in (401, 403):
+            raise _no_rights(reference, error) from None
+        raise RetryError(f"{reference.text}: W&B cannot be reached ({first_line(error)})") from None
     except Exception as error:
-        text = str(error).lower()
-        if any(words in text for words in _NOT_THERE):
+        text = str(error).lower().replace(reference.place.lower(), "")
+        if _NOT_THERE.search(text):
             raise UsageError(
-                f"{reference.text}: no such artifact ({_line(error)}); check the name, and that "
-                "WANDB_API_KEY belongs to somebody who may read it"
+                f"{reference.text}: no such artifact ({first_line(error)}); check the name, and "
+                "that WANDB_API_KEY belongs to somebody who may read it"
             ) from None
-        if any(words in text for words in _NO_RIGHTS):
-            raise UsageError(
-                f"{reference.text}: may not be read ({_line(error)}); set WANDB_API_KEY to the key "
-                "of somebody who may"
-            ) from None
+        if _NO_RIGHTS.search(text):
+            raise _no_rights(reference, error) from None
         if type(error).__name__ == "ValidationError":
             raise CorruptError(f"{reference.text}: its manifest is damaged") from None
-        raise RetryError(f"{reference.text}: W&B gives no usable answer ({_line(error)})") from None
+        raise RetryError(
+            f"{reference.text}: W&B gives no usable answer ({first_line(error)})"
+        ) from None
+
+
+def _no_rights(reference: Reference, error: Exception) -> UsageError:
+    return UsageError(
+        f"{reference.text}: may not be read ({first_line(error)}); set WANDB_API_KEY to the key of "
+        "somebody who may"
+    )
 
 
 def _is_network(error: OSError) -> bool:
     return type(error).__module__.split(".")[0] in ("requests", "urllib3", "http", "socket") or (
         isinstance(error, ConnectionError | TimeoutError)
     )
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -52,14 +52,14 @@ def download(reference: str, folder: Path | None, as_json: bool) -> None:
         )
     target = folder or default_folder(found, cache_folder())
     copy = fetch(found, target, functools.partial(click.echo, err=as_json))
-    facts = {"folder": str(copy.folder), "fetched": copy.fetched, **copy.manifest}
+    facts = {"folder": str(copy.folder), "fetched": copy.fetched, **copy.seal.content}
     if as_json:
         echo_json(facts)
         return
-    rows = ", ".join(f"{count:,} {split}" for split, count in copy.manifest["rows"].items())
+    rows = ", ".join(f"{count:,} {split}" for split, count in copy.seal.facts["rows"].items())
     click.echo(f"{'fetched' if copy.fetched else 'whole already'}: {rows}")
-    click.echo(f"  {copy.manifest['resolved']}")
-    click.echo(f"  sha256 {copy.manifest['digest']}")
+    click.echo(f"  {copy.seal.resolved}")
+    click.echo(f"  sha256 {copy.seal.digest}")
     click.echo(f"  {copy.folder}")
 
 
@@ -130,23 +130,27 @@ def prepare(
         fractal-k8s data prepare --tokenizer models/d20 --to data/mine --source pages/
         fractal-k8s plan --checkpoint models/d20 --dataset conversations:data/docvqa/train.jsonl
     """
-    from fractal_k8s.data.kept import read_ready
     from fractal_k8s.data.page_sources import open_pages
     from fractal_k8s.data.prepare import Limits, Maker
     from fractal_k8s.data.prepare import prepare as make
+    from fractal_k8s.data.splits import refuse_strangers
+    from fractal_k8s.sealed import read_ready
 
-    if read_ready(folder) is not None and not force:
-        raise click.UsageError(f"{folder} holds a data set; give another --to, or --force")
+    if not force:
+        if read_ready(folder) is not None:
+            raise click.UsageError(f"{folder} holds a data set; give another --to, or --force")
+        refuse_strangers(folder)
     maker = Maker(_tokenizer_loader(tokenizer), Limits(max_tokens, max_answer), workers)
-    splits, origin = open_pages(sources, functools.partial(click.echo, err=as_json))
-    manifest = make(splits, maker, folder, origin)
+    tell = functools.partial(click.echo, err=as_json)
+    splits, origin = open_pages(sources, tell)
+    seal = make(splits, maker, folder, origin, tell)
     if as_json:
-        echo_json({"folder": str(folder), **manifest})
+        echo_json({"folder": str(folder), **seal.content})
         return
-    for split, report in manifest["report"].items():
+    for split, report in seal.facts["report"].items():
         for line in _report_lines(split, report):
             click.echo(line)
-    click.echo(f"sha256 {manifest['digest']}")
+    click.echo(f"sha256 {seal.digest}")
     click.echo(f"train on it with --dataset conversations:{folder / 'train.jsonl'}")
 
 

@@ -149,13 +149,17 @@ def _open(store_uri: str, sweep_ref: str) -> tuple[Store, Plan]:
 
 def _make_ready(worker: Worker, caches: tuple[Path, ...], seconds: float) -> None:
     """Waits for weights and data; makes or stages the weights where that is wished."""
-    from fractal_k8s.checkpoints.mounted import STAGE, refuse_other_model, staged
+    from fractal_k8s.checkpoints.mounted import STAGE, refuse_mixed_in, refuse_other_model, staged
     from fractal_k8s.checkpoints.ready import wait_until_ready
+    from fractal_k8s.data.docvqa import refuse_other_data
 
     wait_until_ready(caches, seconds, worker.emit)
+    refuse_mixed_in(caches)
     spec = worker.sweep.spec
     if spec.checkpoint_digest is None:
         refuse_other_model(caches, spec.checkpoint)
+    if spec.dataset_digest is None:
+        refuse_other_data(caches, spec.dataset)
     if spec.model == "gpt":  # for others it would only be slow to load
         from fractal_k8s.train.pretrained import provide_for
 

@@ -6,7 +6,6 @@ or parquet with a `messages` column.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -204,12 +203,6 @@ def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
     """The rows in the order that a run's seed draws."""
     order = np.random.RandomState([seed, _ORDER_STREAM]).permutation(len(rows))
     return [rows[k] for k in order]
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of the file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_messages(path: Path) -> Iterator[tuple[str, Any]]:

@@ -7,12 +7,13 @@ reads the copy and nothing else: no network, and the same bytes on every machine
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fractal_k8s.data import kept
+from fractal_k8s import sealed
+from fractal_k8s.data.splits import TRAIN
 from fractal_k8s.errors import CorruptError, UsageError
 
 NAME: Final = "docvqa"
@@ -28,6 +29,8 @@ SCHEME: Final = "hf:"
 MAIN: Final = "main"
 
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_HELD: Final = re.compile(rf"({_REPOSITORY.pattern})@({_COMMIT.pattern})")
 _REVISION: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)*")
 
 
@@ -40,6 +43,11 @@ class HubSet:
     revision: str
     # rows that each split must have; None = whatever the hub says
     rows: Mapping[str, int] | None = None
+
+    def may_be(self, repository: str, commit: str) -> bool:
+        """Whether a commit of a repository may be meant, as far as the names tell."""
+        named = _COMMIT.fullmatch(self.revision) is not None
+        return repository == self.repository and (not named or commit == self.revision)
 
     @property
     def folder_name(self) -> str:
@@ -88,10 +96,34 @@ def local_folder(found: HubSet, cache: Path) -> Path | None:
     `cache/dataset` itself may be one, as in a cluster's claim.
     """
     for folder in (default_folder(found, cache), cache / "dataset"):
-        ready = kept.read_ready(folder)
+        ready = sealed.read_ready(folder)
         if ready is not None and ready.get("source") == found.reference:
             return folder
     return None
+
+
+def refuse_other_data(folders: Sequence[Path], reference: str) -> None:
+    """Refuses a cache that was filled with another data set of the hub than a sweep names.
+
+    Only what is known counts: what was filled by other means, or from a file, may be a copy.
+
+    Raises:
+        UsageError: it was.
+    """
+    wanted = hub_set(reference)
+    if wanted is None:
+        return
+    for folder in folders:
+        try:
+            seal = sealed.read_seal(folder)
+        except CorruptError:
+            continue
+        held = _HELD.fullmatch(seal.resolved) if seal and seal.kind == "dataset" else None
+        if held is not None and not wanted.may_be(*held.groups()):
+            raise UsageError(
+                f"the sweep is of {reference}, and {folder} holds {held[0]}: name the claim of the "
+                "right data (--job dataset_claim=NAME), or launch a sweep of these"
+            )
 
 
 def training_file(found: HubSet, cache: Path) -> Path:
@@ -107,12 +139,23 @@ def training_file(found: HubSet, cache: Path) -> Path:
             f"data set {found.reference} is not on this machine; fetch it with "
             f"`fractal-k8s data download {found.reference}`"
         )
-    if problems := kept.problems(folder, hashes=False):
+    if problem := _problem(folder):
         raise CorruptError(
-            f"data set {found.reference}: {problems[0]}; fetch it again with "
+            f"data set {found.reference}: {problem}; fetch it again with "
             f"`fractal-k8s data download {found.reference}`"
         )
-    return folder / kept.TRAIN
+    return folder / TRAIN
+
+
+def _problem(folder: Path) -> str | None:
+    """What a look at names and sizes finds wrong with a copy; None if nothing."""
+    try:
+        seal = sealed.read_seal(folder)
+    except CorruptError as error:
+        return str(error)
+    if seal is None or TRAIN not in seal.files:
+        return f"{folder / sealed.MANIFEST} is missing"
+    return next(iter(sealed.damage(folder, seal, hashes=False).values()), None)
 
 
 def check_digest(found: HubSet, file: Path, digest: str) -> None:
@@ -121,7 +164,7 @@ def check_digest(found: HubSet, file: Path, digest: str) -> None:
     Raises:
         CorruptError: it is another.
     """
-    noted = (kept.read_ready(file.parent) or {}).get("digest")
+    noted = (sealed.read_ready(file.parent) or {}).get("digest")
     if digest != noted:
         raise CorruptError(
             f"data set {found.reference}: {file} is not what was fetched, its sha256 is "

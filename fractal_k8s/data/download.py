@@ -7,10 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fractal_k8s.data import hub, kept
+from fractal_k8s import sealed
+from fractal_k8s.data import hub
 from fractal_k8s.data.docvqa import NAME, HubSet
 from fractal_k8s.data.hub import Tell
+from fractal_k8s.data.splits import (
+    SPLITS,
+    TRAIN,
+    Origin,
+    Writing,
+    line_of,
+    refuse_strangers,
+    written,
+)
 from fractal_k8s.errors import CorruptError, UsageError
+from fractal_k8s.sealed import Seal
 
 
 @dataclass(frozen=True)
@@ -18,51 +29,80 @@ class Copy:
     """A data set that is whole in a folder."""
 
     folder: Path
-    manifest: dict[str, Any]
+    seal: Seal
     # whether it was fetched now; False = it was there
     fetched: bool
 
 
-def download(found: HubSet, folder: Path, tell: Tell) -> Copy:
+def download(found: HubSet, folder: Path, tell: Tell, *, replace: bool = False) -> Copy:
     """Makes sure that a folder holds a data set, whole and undamaged.
 
     What is there already is read and compared with its manifest, and not asked for again, so a
     whole copy needs no network. A damaged one is fetched again, at the commit that it was of.
+
+    Args:
+        replace: fetch it whatever the folder holds, and put it in the place of that.
 
     Raises:
         UsageError: the hub has no such thing, or the folder holds something else.
         CorruptError: the rows are not conversations, or not as many as they must be.
         RetryError: the hub went on failing.
     """
-    with kept.being_filled(folder):
+    with sealed.being_filled(folder, tell) as alone:
         revision = found.revision
-        ready = kept.read_ready(folder)
+        ready = None if replace else sealed.read_ready(folder)
         if ready is not None:
-            _refuse_another(found, ready, folder)
-            wrong = kept.problems(folder)
-            manifest = kept.read_manifest(folder)
-            if not wrong and manifest is not None:
-                return Copy(folder, manifest, fetched=False)
-            for problem in wrong:
-                tell(f"{problem}: fetching again")
-            revision = str(ready["resolved"]).rpartition("@")[2]
-        writing = kept.Writing(folder)
-        try:
+            seal = _readable(folder)
+            revision = _commit_held(found, ready or (seal.ready if seal else {}), folder)
+            if seal is None:
+                tell(f"{folder / sealed.MANIFEST} is missing or damaged: fetching again")
+            elif (whole := _whole(folder, seal, tell)) is not None:
+                if not ready:
+                    sealed.write_ready(folder, whole)
+                return Copy(folder, whole, fetched=False)
+        elif not replace:
+            refuse_strangers(folder)
+        with written(folder, alone=alone) as writing:
             return Copy(folder, _fetch(found, revision, writing, tell), fetched=True)
-        finally:
-            writing.drop()
 
 
-def _refuse_another(found: HubSet, ready: dict[str, Any], folder: Path) -> None:
+def _readable(folder: Path) -> Seal | None:
+    """What the manifest of a folder says; None if that is of no use."""
+    try:
+        seal = sealed.read_seal(folder)
+    except CorruptError:
+        return None
+    return seal if seal is not None and TRAIN in seal.files else None
+
+
+def _whole(folder: Path, seal: Seal, tell: Tell) -> Seal | None:
+    """The seal of a folder whose rows are undamaged; what was made of them goes if it is not."""
+    damage = sealed.damage(folder, seal)
+    for name, problem in damage.items():
+        tell(f"{problem}: {'fetching again' if name in SPLITS.values() else 'removed'}")
+    made = [name for name in damage if name not in SPLITS.values()]
+    seal = sealed.without_files(folder, seal, made)
+    return seal if len(made) == len(damage) else None
+
+
+def _commit_held(found: HubSet, ready: dict[str, Any], folder: Path) -> str:
+    """The commit that a folder holds of a data set.
+
+    Raises:
+        UsageError: it holds something else.
+    """
     source, resolved = ready.get("source"), str(ready.get("resolved"))
-    if source != found.reference or not resolved.startswith(f"{found.repository}@"):
+    repository, _, commit = resolved.rpartition("@")
+    if source != found.reference or repository != found.repository:
+        held = f"{source} ({resolved})" if source else "data that were put there by other means"
         raise UsageError(
-            f"{folder} holds {source} ({resolved}), not {found.reference}; give another folder "
-            "with --to, or empty this one"
+            f"{folder} holds {held}, not {found.reference}; give another folder with --to, or "
+            "empty this one"
         )
+    return commit
 
 
-def _fetch(found: HubSet, revision: str, writing: kept.Writing, tell: Tell) -> dict[str, Any]:
+def _fetch(found: HubSet, revision: str, writing: Writing, tell: Tell) -> Seal:
     commit = hub.commit_of(found.repository, revision, tell)
     if commit != revision:
         tell(f"{found.repository}@{revision} is commit {commit}")
@@ -70,19 +110,20 @@ def _fetch(found: HubSet, revision: str, writing: kept.Writing, tell: Tell) -> d
     where = f"{found.repository}@{commit[:12]}"
     if "train" not in splits:
         raise CorruptError(f"data set {where}: has no split 'train', only {', '.join(splits)}")
-    for split in kept.SPLITS:
+    for split in SPLITS:
         if split in splits:
             rows = splits[split]
             count = writing.write(split, _lines(rows, f"{where} {split}"))
             tell(f"{split}: {count:,} conversations")
-            _check_count(found, commit, split, count, len(rows))
-    return writing.finish(
-        kept.Origin(source=found.reference, resolved=f"{found.repository}@{commit}", kind="dataset")
-    )
+            _check_count(found, commit, split, count)
+    return writing.finish(Origin(found.reference, f"{found.repository}@{commit}"))
 
 
-def _check_count(found: HubSet, commit: str, split: str, count: int, told: int) -> None:
-    expected = told if found.rows is None else found.rows.get(split, told)
+def _check_count(found: HubSet, commit: str, split: str, count: int) -> None:
+    """Against the published numbers; those of a repository's own card `datasets` has compared."""
+    if split == "train" and not count:
+        raise CorruptError(f"data set {found.repository}@{commit[:12]}: train has no rows")
+    expected = (found.rows or {}).get(split, count)
     if count != expected:
         raise CorruptError(
             f"data set {found.repository}@{commit[:12]}: {split} has {count:,} rows, "
@@ -94,7 +135,7 @@ def _lines(rows: Any, where: str) -> Iterator[bytes]:
     if "messages" not in rows.column_names:
         raise CorruptError(f"data set {where}: has no column 'messages'")
     for number, messages in enumerate(rows.select_columns(["messages"]), start=1):
-        yield kept.line_of({"messages": _cleaned(messages["messages"], f"{where} row {number}")})
+        yield line_of({"messages": _cleaned(messages["messages"], f"{where} row {number}")})
 
 
 def _cleaned(messages: Any, where: str) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from fractal_k8s.errors import CorruptError, FractalError, RetryError, UsageError
@@ -19,6 +20,13 @@ Tell = Callable[[str], None]
 PAUSES: tuple[float, ...] = (2.0, 4.0, 8.0)
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+# what `datasets` says of a split with another number of rows than the repository's card has
+_COUNTS: Final = re.compile(
+    r"'expected': \w+\(name='(\w+)'[^)]*num_examples=(\d+)[^)]*\), "
+    r"'recorded': [^)]*num_examples=(\d+)"
+)
+_QUERY: Final = re.compile(r"\?[^\s'\")>]*=[^\s'\")>]*")
+_UNWRITABLE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
 # What the hub answers when it is busy or being repaired.
 _PASSING_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 522, 524})
 # Exceptions by name, of several libraries that need not be loaded to be known.
@@ -36,6 +44,8 @@ _DAMAGED: Final = frozenset(
         "UnicodeDecodeError",
     }
 )
+# Those that say less than what led to them.
+_WRAPPING: Final = frozenset({"DatasetGenerationError", "DatasetGenerationCastError"})
 _PASSING: Final = frozenset(
     {
         "ConnectionError",
@@ -52,8 +62,14 @@ def commit_of(repository: str, revision: str, tell: Tell) -> str:
     """The commit that a branch, a tag or a short hash means now; 40 digits are taken as they are.
 
     Raises:
-        UsageError: there is no such revision; RetryError: the hub cannot be asked.
+        UsageError: there is no such revision, or a folder here hides it from `datasets`;
+        RetryError: the hub cannot be asked.
     """
+    if Path(repository).is_dir():
+        raise UsageError(
+            f"data set {repository}: a folder of that name lies here, and `datasets` would read it "
+            "instead of the hub; run the command in another folder"
+        )
     if _COMMIT.fullmatch(revision):
         return revision
 
@@ -99,9 +115,19 @@ def load_splits(repository: str, commit: str, tell: Tell) -> dict[str, Any]:
 
 
 def stream_rows(
-    repository: str, commit: str, split: str, columns: list[str], tell: Tell
+    repository: str,
+    commit: str,
+    split: str,
+    columns: Sequence[str],
+    needed: Sequence[str],
+    tell: Tell,
 ) -> Iterator[dict[str, Any]]:
-    """A split's rows in order, a batch at a time; other columns are not fetched.
+    """A split's rows in order, a batch at a time.
+
+    Args:
+        columns: what of a row is asked for, if there is such a column; of parquet files nothing
+            else is fetched.
+        needed: those of them that there must be.
 
     Raises:
         UsageError, CorruptError, RetryError: as `load_splits`; nothing is retried once rows came.
@@ -109,8 +135,16 @@ def stream_rows(
     what = f"{repository}@{commit[:12]}"
 
     def begin() -> Any:
+        builder = _datasets().load_dataset_builder(repository, revision=commit)
+        rows = builder.as_streaming_dataset(split=split)
+        names = rows.column_names  # of parquet without reading a row; None = the rows will tell
+        if names is not None and (missing := [name for name in needed if name not in names]):
+            raise CorruptError(f"data set {what}: has no column {', '.join(missing)}")
+        if names is None or not hasattr(builder.config, "columns"):
+            return rows
+        there = [name for name in columns if name in names]
         return _datasets().load_dataset(
-            repository, split=split, revision=commit, streaming=True, columns=columns
+            repository, split=split, revision=commit, streaming=True, columns=there
         )
 
     rows = persistently(what, begin, tell)
@@ -167,14 +201,19 @@ def translated(error: BaseException, what: str) -> FractalError:
     """One of our errors for whatever the libraries raise: what may pass, and what will not."""
     chain = list(_chain(error))
     names = {kind.__name__ for link in chain for kind in type(link).__mro__}
-    said = _first_line(error)
+    said = _without_query(_first_line(_telling(error)))
     if names & _OFFLINE or any(name in said for name in _OFFLINE):
         return UsageError(
             f"data set {what}: not in the cache, and HF_DATASETS_OFFLINE or HF_HUB_OFFLINE forbids "
             "to fetch it; unset them once"
         )
-    if any(isinstance(link, OSError) and link.errno == errno.ENOSPC for link in chain):
+    numbers = {link.errno for link in chain if isinstance(link, OSError)}
+    if errno.ENOSPC in numbers or errno.EDQUOT in numbers:
         return UsageError(f"data set {what}: the disk is full; set HF_HOME to a larger one")
+    if numbers & _UNWRITABLE:
+        return UsageError(
+            f"data set {what}: {said}; set HF_HOME to a folder that this user may write to"
+        )
     statuses = {status for link in chain if (status := _status(link)) is not None}
     if statuses & {401, 403} or "GatedRepoError" in names:
         return UsageError(
@@ -190,6 +229,11 @@ def translated(error: BaseException, what: str) -> FractalError:
         return UsageError(f"data set {what}: the repository holds no data files ({said})")
     if statuses & _PASSING_STATUS:
         return RetryError(f"data set {what}: the hub answers {min(statuses & _PASSING_STATUS)}")
+    if "NonMatchingSplitsSizesError" in names and (counts := _COUNTS.findall(said)):
+        told = "; ".join(
+            f"{name}: {came} rows came, its card says {due}" for name, due, came in counts
+        )
+        return CorruptError(f"data set {what}: {told}")
     if names & _DAMAGED:
         return CorruptError(f"data set {what}: what the hub sends is damaged ({said})")
     if names & _PASSING:
@@ -211,6 +255,18 @@ def _status(error: BaseException) -> int | None:
     return status if isinstance(status, int) else None
 
 
+def _telling(error: BaseException) -> BaseException:
+    """The error, or what led to it where that says more."""
+    while type(error).__name__ in _WRAPPING and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _without_query(text: str) -> str:
+    """The text without what follows the `?` of addresses: where files lie, it is signed."""
+    return _QUERY.sub("?...", text)
+
+
 def _first_line(error: BaseException) -> str:
     lines = str(error).splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return lines[0][:400] if lines else type(error).__name__

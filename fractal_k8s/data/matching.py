@@ -14,7 +14,8 @@ Match = Literal["exact", "fuzzy", "none"]
 # answer must have before words that only resemble it are taken for it.
 _ALIKE: Final = 0.8
 _LEAST: Final = 5
-_WORD: Final = re.compile(r"\w+")
+# letters and digits: a line of underscores is a mark, and `[\W_]*` may stand between what is left
+_WORD: Final = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def find_answer(page: str, answer: str) -> Found:
 
 def _spans(pattern: str, answer: str, page: str) -> tuple[tuple[int, int], ...]:
     """Where a pattern matches, but not where it begins or ends inside a word."""
-    before = r"(?<!\w)" if _WORD.match(answer[0]) else ""
-    after = r"(?!\w)" if _WORD.match(answer[-1]) else ""
+    before = r"(?<!\w)" if re.match(r"\w", answer[0]) else ""
+    after = r"(?!\w)" if re.match(r"\w", answer[-1]) else ""
     found = re.finditer(before + pattern + after, page, re.IGNORECASE)
     return tuple(match.span() for match in found)
 

@@ -8,10 +8,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from fractal_k8s.data import hub, kept
+from fractal_k8s.data import hub
 from fractal_k8s.data.docvqa import MAIN, SOURCE
 from fractal_k8s.data.hub import Tell
-from fractal_k8s.data.pages import COLUMNS, Page, files_digest, page_files, page_of, read_pages
+from fractal_k8s.data.pages import (
+    COLUMNS,
+    NEEDED,
+    Page,
+    files_digest,
+    page_files,
+    page_of,
+    read_pages,
+)
+from fractal_k8s.data.splits import SPLITS, Origin
 from fractal_k8s.errors import UsageError
 
 Splits = dict[str, Callable[[], Iterable[Page]]]
@@ -19,7 +28,7 @@ Splits = dict[str, Callable[[], Iterable[Page]]]
 _ON_HUB: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)@([\w./-]+)")
 
 
-def open_pages(sources: Sequence[str], tell: Tell) -> tuple[Splits, kept.Origin]:
+def open_pages(sources: Sequence[str], tell: Tell) -> tuple[Splits, Origin]:
     """The splits of the sources, to be read when they are called, and what to note of them.
 
     Args:
@@ -41,28 +50,28 @@ def open_pages(sources: Sequence[str], tell: Tell) -> tuple[Splits, kept.Origin]
         split: functools.partial(read_pages, paths) for split, paths in _in_order(files.items())
     }
     digest = f"sha256:{files_digest(files)}"
-    return splits, kept.Origin(" ".join(sources), digest, "dataset")
+    return splits, Origin(" ".join(sources), digest)
 
 
-def _of_hub(repository: str, revision: str, tell: Tell) -> tuple[Splits, kept.Origin]:
+def _of_hub(repository: str, revision: str, tell: Tell) -> tuple[Splits, Origin]:
     commit = hub.commit_of(repository, revision, tell)
     tell(f"{repository}@{revision} is commit {commit}")
-    names = [name for name in kept.SPLITS if name in hub.split_names(repository, commit, tell)]
+    names = [name for name in SPLITS if name in hub.split_names(repository, commit, tell)]
     if "train" not in names:
         raise UsageError(f"{repository}@{commit[:12]}: has no split 'train'")
     splits: Splits = {
         name: functools.partial(_stream, repository, commit, name, tell) for name in names
     }
     resolved = f"{repository}@{commit}"
-    return splits, kept.Origin(f"{repository}@{revision}", resolved, "dataset")
+    return splits, Origin(f"{repository}@{revision}", resolved)
 
 
 def _in_order(splits: Iterable[tuple[str, list[Path]]]) -> list[tuple[str, list[Path]]]:
-    order = list(kept.SPLITS)
+    order = list(SPLITS)
     return sorted(splits, key=lambda item: order.index(item[0]))
 
 
 def _stream(repository: str, commit: str, split: str, tell: Tell) -> Iterator[Page]:
-    rows = hub.stream_rows(repository, commit, split, [*COLUMNS], tell)
+    rows = hub.stream_rows(repository, commit, split, COLUMNS, NEEDED, tell)
     for number, row in enumerate(rows, start=1):
         yield page_of(row, f"{repository}@{commit[:12]} {split} row {number}")

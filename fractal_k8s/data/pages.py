@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,16 @@ from typing import Any, Final
 from fractal_k8s.errors import CorruptError, UsageError
 
 COLUMNS: Final = ("question", "answers", "ocr_results", "question_id", "other_metadata")
-_NEEDED: Final = COLUMNS[:3]
+NEEDED: Final = COLUMNS[:3]
 _KINDS: Final = (".parquet", ".jsonl")
-# part of a file's name -> its split; others are training rows
-_SPLIT_NAMES: Final = {"validation": "validation", "val": "validation", "test": "test"}
+# word in the name of a file, or of a folder it lies in -> its split; others are training rows
+_SPLIT_NAMES: Final = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "test": "test",
+}
+_WORD: Final = re.compile(r"[a-z]+")
 _BATCH_ROWS: Final = 64
 
 
@@ -95,8 +102,9 @@ def _text(value: Any) -> str | None:
 def page_files(paths: Sequence[Path]) -> dict[str, list[Path]]:
     """The files to read by split, in the order given; those of a folder by name.
 
-    A name with `validation` or `val` in it is of that split, one with `test` is left out, because
-    its questions have no answers, and all others are to train on.
+    A file whose name, or else whose folder in what was given, has the word `validation` or `val`
+    is of that split, one with `test` is left out, because its questions have no answers, and all
+    others are to train on.
 
     Raises:
         UsageError: there is none, or one is of an unknown kind.
@@ -113,7 +121,8 @@ def page_files(paths: Sequence[Path]) -> dict[str, list[Path]]:
                 raise UsageError(
                     f"source {file}: unknown kind {file.suffix!r}; use .parquet, .jsonl"
                 )
-            found.setdefault(_split_of(file), []).append(file)
+            inside = file.relative_to(path).parent if path.is_dir() else Path()
+            found.setdefault(_split_of(file.stem, *reversed(inside.parts)), []).append(file)
     found.pop("test", None)
     if "train" not in found:
         names = ", ".join(str(path) for path in paths)
@@ -121,9 +130,10 @@ def page_files(paths: Sequence[Path]) -> dict[str, list[Path]]:
     return found
 
 
-def _split_of(file: Path) -> str:
-    name = file.stem.lower()
-    return next((split for part, split in _SPLIT_NAMES.items() if part in name), "train")
+def _split_of(*names: str) -> str:
+    """The split that the first of the names with such a word in it says."""
+    words = (word for name in names for word in _WORD.findall(name.lower()))
+    return next((_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES), "train")
 
 
 def files_digest(files: Mapping[str, Sequence[Path]]) -> str:
@@ -157,8 +167,8 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 row = json.loads(line)
             except ValueError as error:
                 raise CorruptError(f"{path} line {number}: not valid JSON ({error})") from None
-            if not isinstance(row, dict) or any(name not in row for name in _NEEDED):
-                raise CorruptError(f"{path} line {number}: lacks one of {', '.join(_NEEDED)}")
+            if not isinstance(row, dict) or any(name not in row for name in NEEDED):
+                raise CorruptError(f"{path} line {number}: lacks one of {', '.join(NEEDED)}")
             yield row
 
 
@@ -170,7 +180,7 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if missing := [name for name in _NEEDED if name not in names]:
+            if missing := [name for name in NEEDED if name not in names]:
                 raise CorruptError(f"{path}: has no column {', '.join(missing)}")
             leaves = [file.schema.column(k).path for k in range(len(file.schema))]
             wanted = [leaf for leaf in leaves if _is_wanted(leaf)]

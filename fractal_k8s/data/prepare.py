@@ -10,18 +10,25 @@ from __future__ import annotations
 import collections
 import itertools
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from fractal_k8s.data import kept
+from fractal_k8s import sealed
 from fractal_k8s.data.conversations import Encoder, render
+from fractal_k8s.data.hub import Tell
 from fractal_k8s.data.matching import Found, find_answer
 from fractal_k8s.data.pages import Page
-from fractal_k8s.errors import UsageError
+from fractal_k8s.data.splits import Origin, line_of, written
+from fractal_k8s.errors import RetryError, UsageError
+from fractal_k8s.sealed import Seal
 
 # pages that a process takes at a time
 _CHUNK: Final = 32
@@ -146,14 +153,14 @@ class _Fitting:
         """
         lines = self.page.lines
         yield len(lines), text
-        chosen = self._nearest(found)
+        chosen = self._nearest(text, found)
         while len(chosen) >= self._first_lines(text, found):
             yield len(chosen), "\n".join(lines[k] for k in sorted(chosen))
             chosen.pop()
         start, end = found.spans[0] if found.spans else (0, 0)
         yield 0, self._around(text, start, end)
 
-    def _nearest(self, found: Found) -> list[int]:
+    def _nearest(self, text: str, found: Found) -> list[int]:
         """Lines that hold the answer, and then by their distance to it as many as may fit."""
         lines = self.page.lines
         ends = list(itertools.accumulate(len(line) + 1 for line in lines))
@@ -165,12 +172,12 @@ class _Fitting:
         }
         distances = _distances(len(lines), answering)
         order = sorted(range(len(lines)), key=lambda k: (distances[k], k))
-        room = self.limit - self.tokens("")
+        room, least = self.limit - self.tokens(""), self._first_lines(text, found)
         chosen: list[int] = []
         for line in order:
             # a line costs about as much alone as among others; what does not fit is dropped again
             room -= len(self.encoder.encode(lines[line] + "\n"))
-            if room < -8 and line not in answering:
+            if room < -8 and len(chosen) >= least:
                 break
             chosen.append(line)
         return chosen
@@ -209,7 +216,7 @@ def _distances(count: int, marked: set[int]) -> list[int]:
     return [min(pair) for pair in zip(forward, backward, strict=True)]
 
 
-def line_of(page: Page, made: Prepared) -> bytes:
+def _line_of(page: Page, made: Prepared) -> bytes:
     """A conversation as a line of the file, with where it comes from."""
     metadata = {
         "question_id": page.question_id,
@@ -220,7 +227,7 @@ def line_of(page: Page, made: Prepared) -> bytes:
         "lines": made.lines,
         "kept_lines": made.kept_lines,
     }
-    return kept.line_of({"messages": made.messages, "metadata": metadata})
+    return line_of({"messages": made.messages, "metadata": metadata})
 
 
 # --- many pages ---
@@ -236,14 +243,27 @@ class Maker:
     workers: int = 1
 
     def prepared(self, pages: Iterable[Page]) -> Iterator[tuple[Page, Prepared | str]]:
-        """Every page with what became of it, in order."""
+        """Every page with what became of it, in order.
+
+        Raises:
+            RetryError: one of the processes was killed.
+        """
         chunks = _chunked(pages)
-        if self.workers == 1:
-            encoder = self.load()
-            for chunk in chunks:
-                for page in chunk:
-                    yield page, conversation(page, encoder, self.limits)
-            return
+        try:
+            yield from self._alone(chunks) if self.workers == 1 else self._together(chunks)
+        except BrokenProcessPool:
+            raise RetryError(
+                "one of the processes that prepare pages was killed, as for want of memory; run "
+                "the same command with fewer --workers, which gives the same files"
+            ) from None
+
+    def _alone(self, chunks: Iterator[list[Page]]) -> Iterator[tuple[Page, Prepared | str]]:
+        encoder = self.load()
+        for chunk in chunks:
+            for page in chunk:
+                yield page, conversation(page, encoder, self.limits)
+
+    def _together(self, chunks: Iterator[list[Page]]) -> Iterator[tuple[Page, Prepared | str]]:
         with ProcessPoolExecutor(
             self.workers,
             mp_context=multiprocessing.get_context("spawn"),
@@ -271,7 +291,16 @@ _here: dict[str, Any] = {}
 
 
 def _begin(load: Callable[[], Encoder], limits: Limits) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _here.update(encoder=load(), limits=limits)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that began it is gone: nobody else would, if it was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # only spawned processes get here
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _many(chunk: list[Page]) -> list[Prepared | str]:
@@ -288,9 +317,10 @@ def prepare(
     splits: Mapping[str, Callable[[], Iterable[Page]]],
     maker: Maker,
     folder: Path,
-    origin: kept.Origin,
-) -> dict[str, Any]:
-    """Writes the conversations of all splits into a folder, READY last; returns the manifest.
+    origin: Origin,
+    tell: Tell,
+) -> Seal:
+    """Writes the conversations of all splits into a folder, READY last.
 
     Args:
         splits: by name, a function that begins to read the pages.
@@ -298,25 +328,25 @@ def prepare(
     Raises:
         UsageError: nothing is left to train on, or the folder cannot be written.
         CorruptError: a source is damaged.
+        RetryError: one of the processes was killed.
     """
-    with kept.being_filled(folder):
-        writing = kept.Writing(folder)
-        try:
-            report = {}
-            for split, pages in splits.items():
-                counts = Counts()
-                writing.write(split, _counted(maker.prepared(pages()), counts))
-                report[split] = counts.to_dict()
-            if not writing.rows["train"]:
-                raise UsageError(f"none of the {report['train']['pages']} pages could be used")
-            facts = {"limits": asdict(maker.limits), "report": report, **origin.facts}
-            return writing.finish(kept.Origin(origin.source, origin.resolved, origin.kind, facts))
-        finally:
-            writing.drop()
+    with (
+        sealed.being_filled(folder, tell) as alone,
+        written(folder, alone=alone) as writing,
+    ):
+        report = {}
+        for split, pages in splits.items():
+            counts = Counts()
+            writing.write(split, _counted(maker.prepared(pages()), counts))
+            report[split] = counts.to_dict()
+        if not writing.rows["train"]:
+            raise UsageError(f"none of the {report['train']['pages']} pages could be used")
+        facts = {**origin.facts, "limits": asdict(maker.limits), "report": report}
+        return writing.finish(replace(origin, facts=facts))
 
 
 def _counted(made: Iterable[tuple[Page, Prepared | str]], counts: Counts) -> Iterator[bytes]:
     for page, result in made:
         counts.add(page, result)
         if isinstance(result, Prepared):
-            yield line_of(page, result)
+            yield _line_of(page, result)

@@ -14,8 +14,9 @@ from typing import Final
 
 import numpy as np
 
-from fractal_k8s.data.conversations import Encoder, Row, file_digest, read_messages, render
+from fractal_k8s.data.conversations import Encoder, Row, read_messages, render
 from fractal_k8s.errors import CorruptError
+from fractal_k8s.sealed import file_sha256
 
 # raised when the same conversation would be rendered to other ids
 _RENDERING: Final = 1
@@ -46,7 +47,7 @@ def save_tokens(path: Path, encoder: Encoder, tokenizer_sha256: str, target: Pat
         np.savez(
             file,
             rendering=np.array(_RENDERING),
-            source=np.array(file_digest(path)),
+            source=np.array(file_sha256(path)),
             tokenizer=np.array(tokenizer_sha256),
             lengths=np.array([len(row) for row in ids], dtype=np.int64),
             ids=np.concatenate([empty, *ids]),
@@ -69,7 +70,7 @@ def load_tokens(path: Path, tokenizer_sha256: str) -> Iterator[Row] | None:
                 return None
             if str(archive["tokenizer"]) != tokenizer_sha256:
                 return None
-            if str(archive["source"]) != file_digest(path):
+            if str(archive["source"]) != file_sha256(path):
                 return None
             lengths, ids = archive["lengths"], archive["ids"]
             trained = np.unpackbits(archive["trained"], count=int(lengths.sum())).astype(bool)

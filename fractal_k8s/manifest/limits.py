@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
+from fractal_k8s import buckets
 from fractal_k8s.manifest import labels, pod
 from fractal_k8s.manifest.nodes import INSTANCE_TYPES
 from fractal_k8s.manifest.settings import SECRET_VALUE, JobSettings, Toleration
@@ -22,8 +23,6 @@ CONFIG_MAP_BYTES: Final = 1 << 20
 MOST_TRACKED_POINTS: Final = 1_000
 
 _CLAIM_ADVICE: Final = f"--job store_claim=CLAIM and --store {labels.STORE_MOUNT}/runs"
-# what a store's URI may say behind its "?" (results.files)
-_BUCKET_OPTIONS: Final = {"s3": {"endpoint", "region", "addressing"}, "gs": {"endpoint"}}
 # ://USER:PASSWORD@ or ://TOKEN@
 _CREDENTIALS: Final = re.compile(r"(://|%3A%2F%2F)[^/?]*(@|%40)", re.IGNORECASE)
 # a commit, as a folder in caches of the hub or behind a repository's @; it looks like a key of W&B
@@ -126,7 +125,7 @@ def _store(settings: JobSettings) -> Iterator[str]:
         yield f"store: where do pods write to? Give --store s3://BUCKET/PREFIX, or {_CLAIM_ADVICE}"
         return
     scheme, separator, rest = uri.partition("://")
-    if separator and scheme in _BUCKET_OPTIONS:
+    if separator and scheme in buckets.OPTIONS:
         yield from _bucket(uri, settings)
     elif separator and scheme != "file":
         yield f"store: unknown scheme {scheme!r}; use s3://, gs://, or {_CLAIM_ADVICE}"
@@ -146,7 +145,7 @@ def _bucket(uri: str, settings: JobSettings) -> Iterator[str]:
     parts = urlsplit(uri)
     if not parts.netloc:
         yield f"store: {uri} names no bucket; write {parts.scheme}://BUCKET/PREFIX"
-    known = _BUCKET_OPTIONS[parts.scheme]
+    known = buckets.OPTIONS[parts.scheme]
     # no values: what is unknown may be a key
     if unknown := sorted(set(parse_qs(parts.query)) - known):
         yield f"store: unknown option {', '.join(unknown)}; known: {', '.join(sorted(known))}"

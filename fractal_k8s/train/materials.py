@@ -18,7 +18,6 @@ from fractal_k8s.checkpoints.tokenizer import Tokenizer, load_tokenizer
 from fractal_k8s.data.conversations import (
     Row,
     Rows,
-    file_digest,
     read_rows,
     render_rows,
     shuffled,
@@ -29,6 +28,7 @@ from fractal_k8s.data.named import NAMES, named_set
 from fractal_k8s.data.tokens import load_tokens
 from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.references import parse_reference
+from fractal_k8s.sealed import file_sha256
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.flops import with_flops
 from fractal_k8s.sweep.memory import Shape
@@ -251,7 +251,7 @@ def dataset_digest(reference: str) -> str:
     if (named := named_set(reference)) is not None:
         return named.digest()
     file = _dataset_file(reference)
-    digest = file_digest(file)
+    digest = file_sha256(file)
     if (found := hub_set(reference)) is not None:
         check_digest(found, file, digest)
     return digest

