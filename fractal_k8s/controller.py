@@ -188,7 +188,7 @@ def check_supply(launch: Launch) -> None:
 
 def foretell(launch: Launch, store: Store, price_per_hour: float | None) -> Launch:
     """The launch with what it will probably take, unless the ledger has a forecast already."""
-    if NOTE in launch.folder.notes():
+    if NOTE in launch.folder.notes([]):
         return replace(launch, price_per_hour=price_per_hour)
     terms = Terms(workers=launch.workers, points_per_shard=launch.points_per_shard)
     prediction = predict(launch.sweep, store, terms)

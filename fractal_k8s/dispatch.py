@@ -514,7 +514,7 @@ def _record(made: Order) -> None:
     assert made.folder is not None
     # before any worker does, so that the sweep can be resumed when its Job has gone
     made.folder.write_plan(made.plan)
-    first = NOTE not in made.folder.notes()
+    first = NOTE not in made.folder.notes([])
     record_launch(
         made.folder,
         made.prediction if first else None,

@@ -18,14 +18,17 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-SLOW_DOWN = (
-    b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code>'
-    b"<Message>Please reduce your request rate.</Message></Error>"
-)
-DENIED = (
-    b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>AccessDenied</Code>'
-    b"<Message>Access Denied</Message></Error>"
-)
+# kind of a fault -> status and S3's code for it
+ANSWERS = {
+    "slow down": (503, "SlowDown"),
+    "too many": (429, "TooManyRequests"),
+    "denied": (403, "AccessDenied"),
+    "skewed": (403, "RequestTimeTooSkewed"),
+    "expired": (400, "ExpiredToken"),
+    "elsewhere": (400, "AuthorizationHeaderMalformed"),
+    "no bucket": (404, "NoSuchBucket"),
+    "error": (500, ""),
+}
 
 
 @dataclass
@@ -33,8 +36,9 @@ class Fault:
     """Trouble for some requests.
 
     Args:
-        kind: `slow down` (503), `denied` (403), `error` (500), `reset` (before any answer),
-            `cut` (in the middle of the answer's body), `slow` (the answer takes a second).
+        kind: one of ANSWERS, or `hello` (200, a web page), `reset` (before any answer), `cut` (in
+            the middle of the answer's body), `slow` (the answer takes a second), `empty` (an answer
+            without its body).
         count: how many requests meet it.
         method: of the requests, or any; path: a part of their path.
         share: probability of each.
@@ -55,6 +59,8 @@ class FaultyProxy:
         self.faults: list[Fault] = []
         # kinds of the faults that requests have met, in order
         self.met: list[str] = []
+        # entries of a listing that are told at once; None = as many as the client asks for
+        self.page: int | None = None
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         proxy = self
@@ -110,14 +116,16 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "reset":
             self._reset()
             return
-        if kind in ("slow down", "denied", "error"):
-            status = {"slow down": 503, "denied": 403, "error": 500}[kind]
-            self._answer(status, {}, {"slow down": SLOW_DOWN, "denied": DENIED}.get(kind, b""))
+        if kind in ANSWERS:
+            self._answer(*_refusal(*ANSWERS[kind], self.command))
+            return
+        if kind == "hello":
+            self._answer(200, {"Content-Type": "text/html"}, b"<html>Hello</html>")
             return
         status, headers, data = self._upstream(body)
         if kind == "slow":
             time.sleep(1.0)
-        self._answer(status, headers, data, cut=kind == "cut")
+        self._answer(status, headers, b"" if kind == "empty" else data, cut=kind == "cut")
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815  # names of the class
 
@@ -136,7 +144,10 @@ class _Handler(BaseHTTPRequestHandler):
         skipped = {"transfer-encoding", "connection", "content-length", "expect"}
         headers = {key: value for key, value in self.headers.items() if key.lower() not in skipped}
         headers["Content-Length"] = str(len(body))
-        connection.request(self.command, self.path, body=body, headers=headers)
+        path = self.path
+        if self.owner.page is not None:
+            path = path.replace("max-keys=1000", f"max-keys={self.owner.page}")
+        connection.request(self.command, path, body=body, headers=headers)
         answer = connection.getresponse()
         data = answer.read()
         found = {key: value for key, value in answer.getheaders() if key.lower() not in skipped}
@@ -169,3 +180,11 @@ class _Handler(BaseHTTPRequestHandler):
         linger = struct.pack("ii", 1, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.connection.close()
+
+
+def _refusal(status: int, code: str, method: str) -> tuple[int, dict[str, str], bytes]:
+    """An answer as S3 gives it: HEAD has no body to say why."""
+    if method == "HEAD":
+        return status, {"Content-Length": "0"}, b""
+    text = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>said</Message></Error>'
+    return status, {}, text.encode() if code else b""

@@ -64,7 +64,7 @@ def put(
     where = replace(_HERE, node=node, numerics_class=numerics_class)
     table = schema.to_table(SWEEP, made, times, where)
     key = folder.outcome_key(shard, "1")
-    folder.files.put(key, schema.to_bytes(table))
+    folder.files.put(key, schema.to_bytes(table, key.rpartition("/")[2]))
     return key
 
 
@@ -381,6 +381,18 @@ def test_every_kind_of_wrong_object_is_named(folder: SweepStore, run: Run) -> No
     table = pq.read_table(Path(folder.files.uri, SWEEP.id, "summary", "grid.parquet"))
     assert len(table) == 39
     assert table.filter(pc.equal(table["i"], 1)).to_pylist()[0]["final_loss"] == 49 % 11
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1]"])
+def test_a_damaged_note_costs_no_map(folder: SweepStore, run: Run, damage: bytes) -> None:
+    put(folder, ALL)
+    folder.files.put(folder.key("notes", "forecast.json"), damage)
+    output = run("aggregate", SWEEP.id, "--store", folder.files.uri, code=65).output
+    assert "notes/forecast.json: a damaged note, left out; delete it" in output
+    summary = folder.read_summary()
+    assert summary is not None
+    assert (summary["complete"], len(summary["problems"])) == (True, 1)
+    assert "a damaged note" in run("status", SWEEP.id, "--store", folder.files.uri).output
 
 
 def test_problems_are_named_again_by_every_pass(folder: SweepStore) -> None:

@@ -15,6 +15,7 @@ from fractal_k8s.backends.kube.connection import connect
 from fractal_k8s.backends.kube.jobs import ended_jobs, jobs_of
 from fractal_k8s.manifest import labels
 from fractal_k8s.manifest.aggregator import WEBHOOK, aggregator_name
+from fractal_k8s.manifest.render import INTERRUPTIBLE
 from fractal_k8s.notify import VARIABLE
 from rendering import KINDS, docvqa, rendered, validate
 from standin.deletion import collect_orphans
@@ -124,6 +125,13 @@ def test_who_gets_the_key_of_w_and_b(mode: str, workers: bool, own: bool) -> Non
     assert ("FRACTAL_K8S_WANDB_PROJECT" in names) is own
     alone = rendered(**values, aggregator=False)
     assert ("WANDB_API_KEY" in alone.text) is workers
+
+
+def test_it_holds_up_no_maintenance_of_its_node() -> None:
+    """It runs for days, and may be ended at any moment."""
+    for wish in (True, False):
+        found = aggregator_of(interruptible=wish)["spec"]["template"]["metadata"]["labels"]
+        assert (INTERRUPTIBLE in found) is wish
 
 
 @pytest.mark.parametrize(

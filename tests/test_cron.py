@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import mlp_sweep
-from fractal_k8s.aggregate.passes import Passes
+from conftest import Run, mlp_sweep
 from fractal_k8s.manifest import labels
 from fractal_k8s.manifest.aggregator import WEBHOOK_KEY
 from fractal_k8s.results import schema
@@ -85,6 +84,7 @@ def clock() -> Iterator[datetime]:
 
 def test_passes_keep_active_sweeps_up_to_date_and_leave_finished_ones_alone(
     helm: Helm,
+    run: Run,
     standin: StandIn,
     values: Path,
     store: Store,
@@ -94,9 +94,7 @@ def test_passes_keep_active_sweeps_up_to_date_and_leave_finished_ones_alone(
     whole = range(SWEEP.num_points)
     first, second = (stored(store, name, range(9)) for name in ("first", "second"))
     finished = stored(store, "finished", whole)
-    plan = finished.read_plan()
-    assert plan is not None
-    Passes(finished, plan, allow_mixed=False).whole()
+    run("aggregate", finished.sweep_id, "--store", store.files.uri)
     before = written(store, finished.sweep_id)
     plant_secret(standin, "chat", **{WEBHOOK_KEY: chat.url})
     install(helm, standin, values, "--set", "notify.existingSecret=chat")
@@ -123,6 +121,7 @@ def test_passes_keep_active_sweeps_up_to_date_and_leave_finished_ones_alone(
     assert [text for text in chat.texts if "1 of 8 indexes" in text] == [
         f"{first.sweep_id}: 1 of 8 indexes of the Job {first.sweep_id} have failed for good"
     ]
+    assert len([text for text in chat.texts if text.startswith(finished.sweep_id)]) == 1
     assert {(c.verb, c.resource) for c in standin.requests if c.user == ACCOUNT} == {
         ("list", "jobs")
     }

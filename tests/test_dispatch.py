@@ -333,7 +333,7 @@ def test_a_forecast_comes_from_what_the_store_has_seen(still: Place) -> None:
     write_site(still.objects, client_store=still.store.uri, gpus_per_pod=1, memory="8Gi")
     output = still.run("launch", "small.toml", "--price", "2.5", "--gpus", "1")
     assert re.search(rf"about .* s once pods run, 0\.0 GPU-hours, 0\.00 USD \(from {name}", output)
-    ledger = still.store.sweep(name).notes()["forecast"]
+    ledger = still.store.sweep(name).notes([])["forecast"]
     assert ledger["price_per_hour"] == 2.5
     shards = still.job(name)["spec"]["completions"]
     assert [entry["shards"] for entry in ledger["launches"]] == [4, shards]

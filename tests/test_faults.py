@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from conftest import Run
 from faults import Fault, FaultyProxy
 from fractal_k8s.aggregate import aggregate
-from fractal_k8s.errors import StoreError
+from fractal_k8s.errors import StoreError, UsageError
 from fractal_k8s.results import retries
 from fractal_k8s.results.collect import collect
+from fractal_k8s.results.files import open_files
 from fractal_k8s.results.store import Store, SweepStore
 from test_aggregate import ALL, PLAN, SWEEP, new_folder, passed, put
 
@@ -64,7 +67,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
     return aggregate(folder, PLAN).digest
 
 
-@pytest.mark.parametrize("kind", ["slow down", "error", "reset", "cut", "slow"])
+@pytest.mark.parametrize("kind", ["slow down", "too many", "error", "reset", "cut", "slow"])
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 def test_trouble_that_passes_changes_nothing(
     kind: str, method: str, proxy: FaultyProxy, folder: SweepStore, expected: str
@@ -73,6 +76,46 @@ def test_trouble_that_passes_changes_nothing(
     proxy.faults.append(Fault(kind, count=2 if kind == "slow" else 5, method=method))
     done = passed(folder)
     assert kind in proxy.met
+    assert done.summary["problems"] == []
+    assert done.digest == expected
+
+
+@pytest.mark.parametrize("kind", ["slow down", "reset"])
+def test_a_question_whether_something_is_there_is_asked_again(
+    kind: str, proxy: FaultyProxy, folder: SweepStore
+) -> None:
+    proxy.faults.append(Fault(kind, count=5, method="HEAD"))
+    assert folder.read_plan() == PLAN
+    assert proxy.met == [kind] * 5
+
+
+@pytest.mark.parametrize("kind", ["slow down", "reset", "cut"])
+def test_trouble_in_the_middle_of_a_listing_loses_no_page(
+    kind: str, proxy: FaultyProxy, folder: SweepStore, expected: str
+) -> None:
+    proxy.page = 2
+    proxy.faults.append(Fault(kind, count=5, path="continuation-token"))
+    assert aggregate(folder, PLAN).digest == expected
+    assert proxy.met == [kind] * 5
+
+
+def test_a_bucket_that_is_gone_in_the_middle_of_a_listing_is_told(
+    proxy: FaultyProxy, folder: SweepStore
+) -> None:
+    proxy.page = 2
+    proxy.faults.append(Fault("no bucket", path="continuation-token"))
+    with pytest.raises(StoreError, match="no such bucket"):
+        folder.outcome_entries()
+
+
+def test_an_answer_without_its_body_is_no_outcome(
+    proxy: FaultyProxy, folder: SweepStore, expected: str
+) -> None:
+    """The client fills it up with what its memory holds, which may be another object."""
+    collect(folder, SWEEP, keep=False)
+    proxy.faults.append(Fault("empty", count=1, method="GET", path="/outcomes/"))
+    done = aggregate(folder, PLAN)
+    assert proxy.met == ["empty"]
     assert done.summary["problems"] == []
     assert done.digest == expected
 
@@ -100,6 +143,97 @@ def test_a_right_that_is_missing_is_told_at_once(
     assert "access denied; check the credentials and their rights on the bucket" in text
     assert "secret-that-nobody-may-see" not in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "without_a_body"),
+    [
+        ("expired", "the keys have expired; get new ones", "whether the keys are over"),
+        ("skewed", "this machine's clock differs from the server's", "access denied"),
+        ("elsewhere", "in another region; give it with ?region=", "check endpoint, region"),
+        ("denied", "access denied; check the credentials", "access denied"),
+        ("no bucket", "no such bucket", "no such bucket"),
+    ],
+)
+def test_what_does_not_pass_is_told_at_once(
+    kind: str, said: str, without_a_body: str, proxy: FaultyProxy, folder: SweepStore
+) -> None:
+    files = open_files(folder.files.uri)
+    proxy.faults.append(Fault(kind, count=1000))
+    began = time.monotonic()
+    for request, words in (
+        (lambda: files.entries(""), said),
+        (lambda: files.put("a", b"b"), said),
+        (lambda: files.get("a"), without_a_body),
+    ):
+        with pytest.raises(StoreError, match=re.escape(words)):
+            request()
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "list-type"), ("GET", "/outcomes/"), ("PUT", "/summary/")],
+    ids=["list", "get", "put"],
+)
+def test_one_right_that_is_missing_ends_the_command_with_a_sentence(
+    method: str, path: str, proxy: FaultyProxy, folder: SweepStore, run: Run
+) -> None:
+    proxy.faults.append(Fault("denied", count=1000, method=method, path=path))
+    output = run("aggregate", SWEEP.id, "--store", folder.files.uri, code=2).output
+    assert "access denied; check the credentials and their rights on the bucket" in output
+    proxy.faults.clear()
+    assert folder.read_summary() is None
+
+
+def test_words_in_a_name_are_no_words_of_the_server(proxy: FaultyProxy, folder: SweepStore) -> None:
+    for name in ("credentials-forbidden", "bucket does not exist"):
+        proxy.faults.append(Fault("slow down", count=5))
+        folder.files.put(name, b"x")
+        assert folder.files.get(name) == b"x"
+    assert len(proxy.met) == 10
+
+
+def test_seconds_that_are_no_number_are_refused(
+    folder: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for given in ("soon", "-1", "nan"):
+        monkeypatch.setenv(retries.VARIABLE, given)
+        with pytest.raises(UsageError, match=f"must be a number of seconds, got '{given}'"):
+            folder.files.get("a")
+
+
+# --- what is too large for one request ---
+
+LARGE = bytes(range(256)) * 50_000  # 12.8 MB, two parts
+
+
+@pytest.mark.parametrize("kind", ["slow down", "reset"])
+def test_a_large_write_goes_through_trouble(
+    kind: str, proxy: FaultyProxy, folder: SweepStore
+) -> None:
+    proxy.faults.append(Fault(kind, count=4, method="PUT", path="partNumber=2"))
+    folder.files.put("x/large", LARGE)
+    assert kind in proxy.met
+    assert folder.files.get("x/large") == LARGE
+    assert [entry.key for entry in folder.files.entries("x")] == ["x/large"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "uploads"), ("PUT", "partNumber=1"), ("PUT", "partNumber=2"), ("POST", "uploadId")],
+)
+def test_a_large_write_that_fails_leaves_what_was_there(
+    method: str, path: str, proxy: FaultyProxy, folder: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(retries.VARIABLE, "0")
+    folder.files.put("x/large", b"old")
+    proxy.faults.append(Fault("denied", count=1000, method=method, path=path))
+    with pytest.raises(StoreError):
+        folder.files.put("x/large", LARGE)
+    proxy.faults.clear()
+    assert folder.files.get("x/large") == b"old"
+    assert [entry.key for entry in folder.files.entries("x")] == ["x/large"]
 
 
 def test_trouble_that_does_not_pass_ends_in_time(
@@ -144,7 +278,23 @@ def test_a_wrong_endpoint_is_told(
             request()
 
 
-def test_a_bucket_that_is_not_there_is_told(proxy: FaultyProxy) -> None:
-    files = Store(f"s3://nowhere/x?endpoint={proxy.url}").files
-    with pytest.raises(StoreError, match="no such bucket"):
-        files.put("a", b"b")
+def test_a_bucket_that_is_not_there_is_told(proxy: FaultyProxy, run: Run) -> None:
+    uri = f"s3://nowhere/x?endpoint={proxy.url}"
+    for request in (
+        lambda: open_files(uri).put("a", b"b"),
+        lambda: open_files(uri).get("a"),
+        lambda: open_files(uri).entries(""),
+        lambda: open_files(uri).folders(),
+    ):
+        with pytest.raises(StoreError, match=r"s3://nowhere/x.*: no such bucket"):
+            request()
+    for typed in (["--all"], [SWEEP.id]):
+        assert "no such bucket" in run("aggregate", *typed, "--store", uri, code=2).output
+
+
+def test_a_server_that_says_yes_to_everything_is_no_store(proxy: FaultyProxy) -> None:
+    files = open_files(f"s3://fractal/x?endpoint={proxy.url}")
+    proxy.faults.append(Fault("hello", count=1000))
+    for request in (lambda: files.entries(""), lambda: files.folders()):
+        with pytest.raises(StoreError, match="the endpoint does not speak S3"):
+            request()

@@ -54,7 +54,7 @@ def test_what_is_there_is_not_read_again(stored: SweepStore, run: Run, tmp_path:
     put(stored, [0], "late")
     again = copy_sweep(stored, PLAN, tmp_path / "copy")
     assert again.num_files == copied.num_files + 1
-    assert again.num_files - again.num_skipped == 2  # the new one and sweep.json
+    assert again.num_files - again.num_skipped == 1
 
 
 def test_a_copy_that_was_stopped_goes_on(stored: SweepStore, tmp_path: Path) -> None:
@@ -94,6 +94,23 @@ def test_what_is_damaged_is_named(stored: SweepStore, run: Run, tmp_path: Path) 
     assert "bad-1.parquet: not a readable outcomes file" in output
     assert "summary/map.png is missing or not the one of manifest.json" in output
     run(*typed, code=65)  # and again
+
+
+def test_a_copy_says_what_is_behind_and_what_is_gone(stored: SweepStore, tmp_path: Path) -> None:
+    place = tmp_path / "copy"
+    assert copy_sweep(stored, PLAN, place).remarks == []
+    put(stored, [0], "late")
+    (remark,) = copy_sweep(stored, PLAN, place).remarks
+    assert remark == (
+        f"outcomes have come since the summary was made: fractal-k8s aggregate {SWEEP.id} makes "
+        "one of all"
+    )
+    stored.files.remove(stored.key("summary"))
+    late = stored.outcome_key("late", "1")
+    stored.files.discard([late])
+    none, gone = copy_sweep(stored, PLAN, place).remarks
+    assert "no summary is stored with these outcomes yet" in none
+    assert gone == f"1 files lie here that the store has no more, such as {late}"
 
 
 def test_no_other_sweep_is_overwritten(stored: SweepStore, run: Run, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_picture_has_no_ledger() -> None:
 def test_only_the_first_forecast_is_kept(folder: SweepStore) -> None:
     record_launch(folder, PREDICTED, workers=2, shards=3, price_per_hour=None)
     record_launch(folder, None, workers=4, shards=1, price_per_hour=1.5)
-    note = folder.notes()[NOTE]
+    note = folder.notes([])[NOTE]
     assert note["predicted"] == PREDICTED
     assert note["price_per_hour"] == 1.5
     assert [launch["workers"] for launch in note["launches"]] == [2, 4]

@@ -18,11 +18,15 @@ from fractal_k8s.aggregate.every import aggregate_all
 from fractal_k8s.aggregate.passes import Look, Passes
 from fractal_k8s.aggregate.until import JobsState, Watch, aggregate_until
 from fractal_k8s.results import schema
+from fractal_k8s.results.files import LocalFiles
 from fractal_k8s.results.grid import build_grid
+from fractal_k8s.results.published import published_files
 from fractal_k8s.results.store import Store, SweepStore
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.deal import Deal
-from test_aggregate import _BEGAN, _HERE, silent
+from test_aggregate import _BEGAN, _HERE, new_folder, silent, summary_of
+from test_aggregate import PLAN as SMALL
+from test_aggregate import put as put_small
 from test_results import outcome_of
 
 SIDE = 101
@@ -195,10 +199,6 @@ def test_without_what_was_kept_everything_is_made_anew(
 
 
 def test_a_small_map_is_always_drawn(tmp_path: Path) -> None:
-    from test_aggregate import PLAN as SMALL
-    from test_aggregate import new_folder
-    from test_aggregate import put as put_small
-
     folder = new_folder(tmp_path / "runs")
     put_small(folder, range(40))
     passes = Passes(folder, SMALL, allow_mixed=False)
@@ -244,3 +244,41 @@ def test_who_waits_sees_counts_in_between_and_everything_at_the_end(folder: Swee
     ]
     assert "the pictures follow" in said[1]
     assert progress(folder) is None
+
+
+def test_a_pass_that_another_one_overtook_is_made_again(tmp_path: Path) -> None:
+    """An older map must not stay, nor files of two."""
+    folder = new_folder(tmp_path / "runs")
+    put_small(folder, range(30))
+
+    class Overtaken(LocalFiles):
+        """More outcomes come, and another pass is made, between two writes of this one."""
+
+        done = False
+
+        def put(self, key: str, data: bytes) -> None:
+            super().put(key, data)
+            if key.endswith("summary/map.png") and not self.done:
+                self.done = True
+                put_small(folder, range(30, 42), "late")
+                Passes(folder, SMALL, allow_mixed=False).whole()
+
+    slow = SweepStore(Overtaken(tmp_path / "runs"), SMALL.sweep.id)
+    done = Passes(slow, SMALL, allow_mixed=False).whole()
+    assert done.summary["complete"]
+    published = published_files(folder)
+    assert published is not None
+    assert published.files == summary_of(folder)
+    assert json.loads(published.files["analysis.json"])["complete"]
+    assert Passes(folder, SMALL, allow_mixed=False).next() is None
+
+
+def test_a_summary_that_lost_a_file_is_made_again(tmp_path: Path) -> None:
+    folder = new_folder(tmp_path / "runs")
+    put_small(folder, range(42))
+    passes = Passes(folder, SMALL, allow_mixed=False)
+    assert isinstance(passes.next(), Aggregation)
+    assert passes.next() is None
+    folder.files.discard([folder.key("summary", "report.html")])
+    assert isinstance(passes.next(), Aggregation)
+    assert passes.next() is None

@@ -98,7 +98,7 @@ def test_an_honest_map_gets_a_certificate_and_nothing_else_changes(small: str, r
     assert after.pop(note) != before.get(note)
     assert after == before
     folder, plan = stored(small)
-    summary = summarise(read_grid(folder, plan), notes=folder.notes(), only=("ledger",))
+    summary = summarise(read_grid(folder, plan), notes=folder.notes([]), only=("ledger",))
     assert f"  {line}" in summary_lines(summary)
 
 
@@ -120,7 +120,7 @@ def test_a_loss_that_was_changed_by_one_ulp_is_found_and_named(small: str, run: 
     assert "1 of 2 points gave other numbers than the first time" in result.stderr
     assert "no certificate: 1 of 2 points bit-equal" in result.stdout
     assert "(3, 4) alone" in result.stderr
-    assert folder.notes()["certificate"]["equal"] == 1
+    assert folder.notes([])["certificate"]["equal"] == 1
 
 
 def test_a_leak_from_point_to_point_is_caught(
@@ -162,7 +162,7 @@ def test_another_numerics_class_is_refused_or_compared(small: str, run: Run) -> 
     assert len(refused.stderr.strip().splitlines()[-1].split(". ")) == 1
     compared = run(*options, "--allow-mixed")
     assert "comparison of two numerics classes, no certificate: 2 of 2" in compared.stdout
-    assert "certificate" not in folder.notes()
+    assert "certificate" not in folder.notes([])
 
 
 def test_a_machine_of_the_same_class_with_other_bits_is_refused(small: str, run: Run) -> None:

@@ -181,7 +181,7 @@ def test_a_server_in_trouble_costs_a_sentence_and_no_result(
         trouble(kind, online, troubled)
         began = time.monotonic()
         (told,) = passed(run, folder, code=1).splitlines()
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 120
     assert TROUBLE[kind] in told
     assert json.loads(stored(folder, "analysis.json"))["counts"]["missing"] == 12
     deadline = time.monotonic() + 10.0  # the client's own process ends as it notices

@@ -102,3 +102,22 @@ def test_who_has_no_rights_is_told(server: str, log_in: As, user: str) -> None:
             request()
     log_in("test:tester", USERS["test:tester"])
     assert Store(uri(server, "rights")).files.get("a") == b"b"
+
+
+def test_another_region_and_a_missing_bucket_are_told(server: str, log_in: As) -> None:
+    elsewhere = uri(server, "maps").replace("us-east-1", "eu-west-9")
+    for request in (
+        lambda: Store(elsewhere).files.entries(""),
+        lambda: Store(elsewhere).files.put("a", b"b"),
+        lambda: Store(elsewhere).files.get("a"),
+    ):
+        with pytest.raises(StoreError, match=r"in another region; give it|check endpoint, region"):
+            request()
+    nowhere = uri(server, "maps").replace("fractal", "nowhere")
+    for request in (
+        lambda: Store(nowhere).files.entries(""),
+        lambda: Store(nowhere).files.folders(),
+        lambda: Store(nowhere).files.get("a"),
+    ):
+        with pytest.raises(StoreError, match="no such bucket"):
+            request()

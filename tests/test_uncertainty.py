@@ -82,7 +82,11 @@ def test_small_and_edgeless_maps_are_refused() -> None:
     assert "48 points" in (measure_uncertainty(small, known((40, 40))).refused or "")
     assert "no edge" in (measure_uncertainty(known((64, 64)), known((64, 64))).refused or "")
     nothing = np.zeros((64, 64), dtype=bool)
-    assert "no two neighbours" in (measure_uncertainty(nothing, nothing).refused or "")
+    assert measure_uncertainty(nothing, nothing).refused == "no point is known"
+    columns = nothing.copy()
+    columns[:, ::2] = True
+    refused = measure_uncertainty(nothing, columns).refused
+    assert refused == "not measured: no two known points lie 1 columns apart"
     assert uncertainty.lines(uncertainty.analyse(Subject(small, known((40, 40)))))[0][0] == "alpha"
 
 

@@ -11,7 +11,7 @@ import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from fractal_k8s import notify
 from fractal_k8s.aggregate.once import do_once
@@ -25,6 +25,9 @@ from fractal_k8s.tracking import summary as tracked
 from fractal_k8s.tracking.modes import Wish
 
 Say = Callable[[str], None]
+
+# ending of the file that holds all of a W&B run but its media
+_LOG: Final = ".wandb"
 
 
 @dataclass
@@ -172,10 +175,12 @@ class _Kept:
         found = [entry.key.split("/") for entry in folder.files.entries(folder.key("wandb"))]
         # names of the folders of all summaries, and of the run in this one's
         self._all = {key[2] for key in found if key[2].startswith("summary-")}
-        self.run = next((key[3] for key in found if key[2] == f"summary-{attempt}"), None)
+        mine = [key for key in found if key[2] == f"summary-{attempt}"]
+        self.run = next((key[3] for key in mine if key[-1].endswith(_LOG)), None)
 
     def add(self, files: tuple[tuple[str, bytes], ...]) -> None:
-        for name, data in files:
+        # the log last: without it the run is not whole
+        for name, data in sorted(files, key=lambda file: file[0].endswith(_LOG)):
             self.folder.put_tracking("summary", self.attempt, name, data)
             self.run = name.partition("/")[0]
 

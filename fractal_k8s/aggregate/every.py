@@ -99,12 +99,16 @@ def _visit(
     if made is not None or has_ended or _is_fresh(folder):
         publish(folder, plan, say, has_ended=has_ended, patience=patience)
     if made is None:
-        return Visit(sweep_id, "unchanged")
+        # what was wrong when the same was drawn is wrong now
+        last = folder.read_summary() or {}
+        return _visited(
+            sweep_id, "unchanged", last.get("coverage"), tuple(last.get("problems", ()))
+        )
     name = "complete" if made.summary["complete"] else "partial"
     return _visited(sweep_id, name, made.summary["coverage"], tuple(made.summary["problems"]))
 
 
-def _visited(sweep_id: str, state: str, coverage: float, problems: tuple[str, ...]) -> Visit:
+def _visited(sweep_id: str, state: str, coverage: float | None, problems: tuple[str, ...]) -> Visit:
     return Visit(sweep_id, state, coverage, problems, EXIT_CORRUPT if problems else 0)
 
 

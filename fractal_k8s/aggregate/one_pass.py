@@ -46,6 +46,8 @@ class Aggregation:
     reading_seconds: float = 0.0
     # sha256 of the summary's manifest: the same for the same bytes in every file
     digest: str = ""
+    # that of the manifest which was replaced
+    replaced: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -91,12 +93,12 @@ def aggregate(
     grid = build_grid(plan.sweep, collected, allow_mixed=allow_mixed)
     reading_seconds = time.perf_counter() - began
     del collected  # as large as the grid's own table
-    summary = summarise(grid, notes=folder.notes())
+    summary = summarise(grid, notes=folder.notes(grid.problems))
     files = _numbers if plan.sweep.is_scattered else _pictures
     made = files(folder, plan, grid, summary, colours)
     made[SUMMARY_FILE] = _json(summary)
     facts = {key: summary[key] for key in ("sweep", "complete", "coverage")}
-    digest = publish_files(folder, made, {"format": 1, **facts})
+    written = publish_files(folder, made, {"format": 1, **facts})
     return Aggregation(
         grid=grid,
         summary=summary,
@@ -104,7 +106,8 @@ def aggregate(
         objects=objects,
         num_read=num_read,
         reading_seconds=reading_seconds,
-        digest=digest,
+        digest=written.digest,
+        replaced=written.replaced,
     )
 
 

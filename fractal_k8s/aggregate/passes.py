@@ -25,6 +25,7 @@ from fractal_k8s.aggregate.record import (
 )
 from fractal_k8s.results.collect import Collected, collect
 from fractal_k8s.results.files import Entry
+from fractal_k8s.results.published import manifest_digest
 from fractal_k8s.results.store import SweepStore
 from fractal_k8s.results.tally import Tally, TallyReader
 from fractal_k8s.sweep.assignment import Plan
@@ -39,6 +40,8 @@ _LARGE: Final = 10_000
 _WORTH_DRAWING: Final = 0.02
 
 
+# A pass that others overtake is made again so often: they go on, and end with the same.
+_MOST_TIMES: Final = 2
 # whether the last pass was told to accept several numerics classes as one map
 _ACCEPTED: Final = "allow_mixed"
 
@@ -73,6 +76,8 @@ class Passes:
         self.plan = plan
         self.allow_mixed = allow_mixed
         self._reader: TallyReader | None = None
+        # sha256 of the manifest that was there when the last summary was begun
+        self._before: str | None = None
 
     def whole(self) -> Aggregation:
         """Makes everything anew."""
@@ -101,18 +106,19 @@ class Passes:
         return inputs_of(self.folder, self.plan, entries, self.allow_mixed)
 
     def _aggregate(self, entries: list[Entry], inputs: Inputs) -> Aggregation:
-        from fractal_k8s.aggregate.one_pass import aggregate
-
-        done = aggregate(
-            self.folder,
-            self.plan,
-            allow_mixed=self.allow_mixed,
-            read=lambda: self._collected(entries),
-        )
+        done = self._drawn(entries)
+        for _ in range(_MOST_TIMES):
+            if not self._is_overtaken(done):
+                break
+            # of two passes at once the one that has read more must be the last
+            entries = self.folder.outcome_entries()
+            inputs = self._inputs(entries)
+            done = self._drawn(entries)
         self.folder.files.discard([self.folder.key("summary", PROGRESS_FILE)])
         facts = {
             "inputs": inputs.whole,
             "others": inputs.others,
+            "manifest": done.digest,
             "complete": done.summary["complete"],
             "known": int(done.grid.known.sum()),
             "problems": done.summary["problems"],
@@ -121,6 +127,22 @@ class Passes:
         }
         update_record(self.folder, facts)
         return done
+
+    def _drawn(self, entries: list[Entry]) -> Aggregation:
+        from fractal_k8s.aggregate.one_pass import aggregate
+
+        self._before = manifest_digest(self.folder)
+        return aggregate(
+            self.folder,
+            self.plan,
+            allow_mixed=self.allow_mixed,
+            read=lambda: self._collected(entries),
+        )
+
+    def _is_overtaken(self, done: Aggregation) -> bool:
+        """Whether another pass has written a summary since this one began."""
+        theirs = {done.replaced, manifest_digest(self.folder)} - {self._before, done.digest}
+        return bool(theirs)
 
     def _collected(self, entries: list[Entry]) -> Collected:
         """All outcomes; the next pass need not read them again."""
@@ -148,7 +170,7 @@ class Passes:
         if inputs.whole is not None and record.get("looked") == inputs.whole:
             return None
         reader = self._tally_reader()
-        if reader.is_empty or not has_summary(self.folder):
+        if reader.is_empty or not has_summary(self.folder, record):
             return None
         read_before = reader.num_read
         tally = reader.refresh(entries=entries)

@@ -14,7 +14,8 @@ from fractal_k8s.errors import StoreError
 from fractal_k8s.results.collect import FOLDER, are_settled, settled_before
 from fractal_k8s.results.files import Entry
 from fractal_k8s.results.lineage import family
-from fractal_k8s.results.store import MANIFEST_FILE, SUMMARY_FILE, SweepStore
+from fractal_k8s.results.published import is_whole
+from fractal_k8s.results.store import SweepStore
 from fractal_k8s.sweep.assignment import Plan
 
 _FILE: Final = "state.json"
@@ -77,12 +78,9 @@ def is_unchanged(folder: SweepStore, record: Mapping[str, Any], inputs: Inputs) 
     """Whether the last pass made its summary of the same, and it is still there."""
     if inputs.whole is None or record.get("inputs") != inputs.whole:
         return False
-    return has_summary(folder)
+    return has_summary(folder, record)
 
 
-def has_summary(folder: SweepStore) -> bool:
-    """Whether a pass has ended, and left what can be read."""
-    return all(
-        folder.files.get(folder.key("summary", name)) is not None
-        for name in (SUMMARY_FILE, MANIFEST_FILE)
-    )
+def has_summary(folder: SweepStore, record: Mapping[str, Any]) -> bool:
+    """Whether the summary in the store is the one that is remembered, with all its files."""
+    return is_whole(folder, record.get("manifest"))

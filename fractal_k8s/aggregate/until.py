@@ -111,7 +111,11 @@ class _Waiting:
         return state.is_over
 
     def look(self, *, is_last: bool) -> bool:
-        """Looks at the store, draws what is new; True when every point has a verdict."""
+        """Looks at the store, draws what is new; True when every point has a verdict.
+
+        Args:
+            is_last: nothing more will come: what may have been written unseen is read again.
+        """
         began = time.monotonic()
         try:
             complete = self._look(is_last)
@@ -136,7 +140,7 @@ class _Waiting:
         seen = folder.outcome_entries()
         if seen != self._seen:
             self._seen, self._hoped_at = seen, time.monotonic()
-        elif self.done is not None and not self._is_behind:
+        elif self.done is not None and not self._is_behind and not is_last:
             return bool(self.done.summary["complete"])
         if self.done is None:
             self.done = self._passes.whole()

@@ -106,8 +106,7 @@ def windows(labels: Mask, known: Mask | None = None) -> BoxDimension:
     edge = find_edge(labels, known)
     common = _Common("windows", edge.count, edge.coverage)
     if not edge.count:
-        judged = labels if known is None else labels[known]
-        return common.refuse(_no_edge(judged))
+        return common.refuse(_no_edge(labels, known, edge.coverage))
     sizes, places = _judged_places(edge.valid, scaling_range(min(labels.shape)))
     if len(sizes) < MIN_SIZES:
         return common.refuse(_too_few(len(sizes), edge.valid))
@@ -153,7 +152,7 @@ def notebook(labels: Mask, known: Mask | None = None) -> BoxDimension:
     edge = find_edge(labels, known)
     common = _Common("notebook", edge.count, edge.coverage)
     if not edge.count:
-        return common.refuse(_no_edge(labels if known is None else labels[known]))
+        return common.refuse(_no_edge(labels, known, edge.coverage))
     side = min(edge.cells.shape)
     spaced = np.logspace(1, math.log10(side), 10) if side > 10 else np.arange(0)
     sizes = sorted({int(size + 1e-6) for size in spaced})  # whole sides stay whole
@@ -357,11 +356,20 @@ def _too_short(found: BoxDimension, valid: Mask) -> str:
     )
 
 
-def _no_edge(labels: npt.NDArray[np.bool_]) -> str:
+def _no_edge(
+    labels: npt.NDArray[np.bool_], known: npt.NDArray[np.bool_] | None, coverage: float
+) -> str:
+    """Why no window has an edge, where `coverage` of all windows are known."""
+    if known is not None:
+        labels = labels[known]
     if not labels.size:
         return "no point is known"
     if labels.all():
         return "no edge: every known point is trainable"
     if not labels.any():
         return "no edge: no known point is trainable"
+    if not coverage:
+        return (
+            "not measured: no 2 x 2 points are all known, and an edge is looked for in such squares"
+        )
     return "no edge in any 2 x 2 points that are all known"

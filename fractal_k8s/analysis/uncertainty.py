@@ -79,8 +79,14 @@ def measure_uncertainty(labels: Mask, known: Mask) -> Uncertainty:
         return Uncertainty(f"an exponent needs {needed} points a side; use a finer map", 0.0)
     counts = np.array([_pairs(labels, known, lag) for lag in lags], dtype=float)
     coverage = counts[0, :, 1].sum() / (2 * labels.size - sum(labels.shape))
-    if not known.any() or not counts[..., 1].all():
-        return Uncertainty("no two neighbours are known", coverage)
+    if not known.any():
+        return Uncertainty("no point is known", coverage)
+    if not counts[..., 1].all():
+        lag, axis = np.argwhere(counts[..., 1] == 0)[0]
+        side = ("rows", "columns")[axis]
+        return Uncertainty(
+            f"not measured: no two known points lie {lags[lag]} {side} apart", coverage
+        )
     shares = counts[..., 0] / counts[..., 1]
     pooled = counts[..., 0].sum(axis=1) / counts[..., 1].sum(axis=1)
     trainable = float(labels[known].mean())

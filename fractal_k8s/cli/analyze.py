@@ -225,7 +225,7 @@ class _Reader:
             raw["verdict"] = {}  # another rule starts from its own defaults
         rule = resolve(raw, settings=self.settings, source=plan.sweep.id).verdict
         grid = read_grid(folder, plan, rule=rule, allow_mixed=self.allow_mixed)
-        notes = folder.notes()
+        notes = folder.notes(grid.problems)
         if rule != plan.sweep.verdict:  # they count verdicts of the sweep's own rule
             notes = {kind: note for kind, note in notes.items() if kind not in _OF_VERDICTS}
         return Subject.of(grid, notes)

@@ -301,7 +301,8 @@ def _dimension_lines(summary: dict[str, Any]) -> list[str]:
     if "boundary_pixels" not in summary:
         return []  # another analysis was asked for, or there is no map
     what = "cells of the set" if summary["method"] == "aligned" else "boundary pixels"
-    lines = [f"  {what} {summary['boundary_pixels']:,}"]
+    is_looked_for = summary["boundary_pixels"] or summary["coverage"] == 1
+    lines = [f"  {what} {summary['boundary_pixels']:,}"] if is_looked_for else []
     if summary["dimension"] is None:
         lines.append(f"  edge dimension: none ({summary['refused']})")
         if summary["raw_slope"] is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def command(sweep_id: str, target: Path, store_uri: str, as_json: bool) -> None:
             "skipped": copied.num_skipped,
             "bytes": copied.num_bytes,
             "problems": copied.problems,
+            "remarks": copied.remarks,
         }
         echo_json(facts)
     else:
@@ -60,7 +62,10 @@ def command(sweep_id: str, target: Path, store_uri: str, as_json: bool) -> None:
             f"{copied.place}: {copied.num_files:,} files, {new:,} of them fetched now "
             f"({size_text(copied.num_bytes)})"
         )
+        for remark in copied.remarks:
+            click.echo(f"  {remark}")
         for problem in copied.problems:
             click.echo(f"  problem: {problem}")
+        click.echo(f"fractal-k8s report {plan.sweep.id} --store {shlex.quote(str(target))} --open")
     if copied.problems:
         sys.exit(EXIT_CORRUPT)

@@ -105,6 +105,6 @@ def _pilot(sweep: Sweep, pairs: int, store: Store, options: dict[str, Any]) -> N
     )
     note = {**done.summary["notes"]["pilot"], "sweep": done.grid.sweep.id}
     folder = store.sweep(planned.id)
-    if note["pairs"] >= folder.notes().get("pilot", {}).get("pairs", 0):
+    if note["pairs"] >= folder.notes([]).get("pilot", {}).get("pairs", 0):
         folder.put_note("pilot", note)  # the pilot of most pairs is the one to go by
     print_result(done, options["as_json"])

@@ -77,6 +77,8 @@ def _facts(folder: SweepStore, tally: Tally) -> dict[str, Any]:
     rate = tally.rate(_RECENT_S)
     missing = int((~known).sum())
     running = is_locked(folder)
+    problems = list(tally.problems)
+    notes = folder.notes(problems)
     return {
         "sweep": tally.sweep.id,
         "where": folder.where(),
@@ -87,8 +89,8 @@ def _facts(folder: SweepStore, tally: Tally) -> dict[str, Any]:
         "points_per_s": rate,
         "seconds_left": missing / rate if rate and missing and running is not False else None,
         "numerics_classes": list(tally.classes),
-        "problems": list(tally.problems),
-        "ledger": account(Spent.of_tally(tally), folder.notes(), float(known.mean())),
+        "problems": problems,
+        "ledger": account(Spent.of_tally(tally), notes, float(known.mean())),
     }
 
 

@@ -80,11 +80,11 @@ def render(plan: Plan, settings: JobSettings, *, name: str | None = None) -> Man
     given = {"config_map": values, "job": values}
     if settings.aggregator:
         own = aggregator.template_values(plan, settings, job=name, common=common)
-        queue_labels = _queue_labels(settings, settings.aggregator_queue)
         given["aggregator"] = {
             "settings": settings,
             "user": USER,
-            "queue_labels": queue_labels,
+            "queue_labels": _queue_labels(settings, settings.aggregator_queue),
+            "pod_labels": values["pod_labels"],
             **own,
         }
     templates = _templates()

@@ -39,7 +39,8 @@ def _visual(summary: Mapping[str, Any]) -> Criterion:
 
 def _against_smooth(summary: Mapping[str, Any]) -> tuple[Judgement, str]:
     if not summary.get("boundary_pixels") and summary.get("coverage", 1) < 1:
-        return "not judged", f"no edge between the {summary['coverage']:.1%} known points"
+        known = f"{summary['coverage']:.1%} of the points are known"
+        return "not judged", f"{known}: {summary.get('refused') or 'no edge between them'}"
     if not summary.get("boundary_pixels"):
         return "failed", str(summary.get("refused") or "no edge")
     if summary.get("dimension") is None:

@@ -77,7 +77,11 @@ def study_picture(grid: Grid, scheme: Scheme = ORIGINAL) -> Figure:
         values = rank_colours(convergence_measure(grid))
         _map(axes, grid, values, scheme.measure, (-1.0, 1.0), scheme)
         high, low = ("blue", "red") if scheme is ORIGINAL else ("purple", "orange")
-        axes.set_title(f"{grid.sweep.name}: {high} converges, {low} does not; darker is slower")
+        title = f"{grid.sweep.name}: {high} converges, {low} does not; darker is slower"
+        if not grid.known.all():
+            title += f"\n{_partial(grid.coverage)}"
+        axes.set_title(title)
+        _unjudged_legend(figure, grid, scheme)
     return figure
 
 
@@ -138,8 +142,12 @@ def caption(grid: Grid, summary: dict[str, Any]) -> str:
     size = f"{grid.sweep.rows} x {grid.sweep.columns}"
     text = f"{grid.sweep.id}   {size}   {_edge_caption(summary)}"
     if not summary["complete"]:
-        text += f"   PARTIAL: {summary['coverage']:.1%} of the points"
+        text += f"   {_partial(summary['coverage'])}"
     return text
+
+
+def _partial(coverage: float) -> str:
+    return f"PARTIAL: {coverage:.1%} of the points"
 
 
 def _edge_caption(summary: dict[str, Any]) -> str:

@@ -68,7 +68,8 @@ class Attempt:
             log = ("\n".join(lines) + "\n").encode()
             files = self.folder.files
             files.put(self.folder.log_key(self.shard, self.name), log)
-            files.put(self.folder.outcome_key(self.shard, self.name), schema.to_bytes(table))
+            key = self.folder.outcome_key(self.shard, self.name)
+            files.put(key, schema.to_bytes(table, key.rpartition("/")[2]))
             self.num_stored = len(entries)
 
 

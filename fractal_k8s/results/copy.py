@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,8 @@ class Copied:
     num_bytes: int = 0
     # files that are not what they should be, in words
     problems: list[str] = field(default_factory=list)
+    # what the reader should know of a sound copy
+    remarks: list[str] = field(default_factory=list)
 
 
 def copy_sweep(folder: SweepStore, plan: Plan, target: Path) -> Copied:
@@ -64,7 +67,10 @@ def copy_sweep(folder: SweepStore, plan: Plan, target: Path) -> Copied:
     receipt = _Receipt(files, folder)
     todo = [entry for entry in listed if not receipt.has(entry)]
     copied.num_skipped += len(listed) - len(todo)
-    files.put(folder.key(_PLAN), plan.to_json().encode())
+    copied.remarks += _remarks(folder, listed, receipt.gone(listed))
+    if files.get(folder.key(_PLAN)) == (text := plan.to_json().encode()):
+        copied.num_skipped += 1
+    files.put(folder.key(_PLAN), text)
     with ThreadPoolExecutor(max_workers=_READERS) as readers:
         for entry, data in zip(
             todo, readers.map(lambda entry: folder.files.get(entry.key), todo), strict=True
@@ -133,6 +139,20 @@ def _copy_summary(folder: SweepStore, files: LocalFiles, copied: Copied) -> set[
     return {folder.key("summary", name) for name in found.files}
 
 
+def _remarks(folder: SweepStore, listed: list[Entry], gone: list[str]) -> Iterator[str]:
+    """Whether the summary is behind, and files are here that the store has no more."""
+    outcomes = [entry for entry in listed if entry.key.startswith(folder.key("outcomes/"))]
+    name = folder.key("summary", MANIFEST_FILE)
+    made = [entry for entry in folder.files.entries(folder.key("summary")) if entry.key == name]
+    again = f"fractal-k8s aggregate {folder.sweep_id} makes one of all"
+    if outcomes and not made:
+        yield f"no summary is stored with these outcomes yet: {again}"
+    elif outcomes and max(entry.modified_ns for entry in outcomes) > made[0].modified_ns:
+        yield f"outcomes have come since the summary was made: {again}"
+    if gone:
+        yield f"{len(gone):,} files lie here that the store has no more, such as {gone[0]}"
+
+
 class _Receipt:
     """Which objects have come, as they were listed, and the sha256 of what came."""
 
@@ -153,6 +173,15 @@ class _Receipt:
             return False
         data = self._files.get(entry.key)
         return data is not None and hashlib.sha256(data).hexdigest() == known[2]
+
+    def gone(self, listed: list[Entry]) -> list[str]:
+        """Keys of what came once, still lies here, and is not listed any more."""
+        names = {entry.key for entry in listed}
+        return [
+            key
+            for key in sorted(self._had)
+            if key not in names and self._files.get(key) is not None
+        ]
 
     def add(self, entry: Entry) -> None:
         data = self._files.get(entry.key)

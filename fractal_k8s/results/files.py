@@ -1,7 +1,8 @@
 """Files under one root, local or in object storage, with the one write the store needs: atomic put.
 
 A reader sees the old content of a key, or the new, or none; never a part. On a local disk that is
-a temporary file and a rename, in object storage a single PUT.
+a temporary file and a rename, in object storage a single PUT; of what is too large for one PUT, a
+temporary object and a copy that the server makes.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from urllib.parse import parse_qs, urlsplit
 
 from fractal_k8s.buckets import open_gcs, open_s3
 from fractal_k8s.errors import StoreError, UsageError
-from fractal_k8s.results.retries import told, tried
+from fractal_k8s.results.retries import is_refused, told, tried
 
 if TYPE_CHECKING:
     from pyarrow import NativeFile
+    from pyarrow.fs import FileInfo
 
 T = TypeVar("T")
 
@@ -33,6 +35,8 @@ _TEMPORARY: Final = ".writing-"
 _FIRST: Final = "first.json"
 # Object stores tell times in whole seconds: who claims within one of them must see the other.
 _SETTLE_S: Final = 2.0
+# The least part of a multipart upload: whatever is smaller goes in one request.
+_ONE_PUT_BYTES: Final = 5 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,13 +268,31 @@ class ObjectFiles:
         self.base = (parts.netloc + parts.path).rstrip("/")
         options = {key: values[-1] for key, values in parse_qs(parts.query).items()}
         self._fs = open_s3(uri, options) if parts.scheme == "s3" else open_gcs(uri, options)
+        self._is_checked = False
 
     def put(self, key: str, data: bytes) -> None:
-        def write() -> None:
-            with self._fs.open_output_stream(f"{self.base}/{key}", compression=None) as stream:
-                stream.write(data)
+        if len(data) < _ONE_PUT_BYTES:
+            self._tried("write", key, lambda: self._upload(key, data))
+        else:
+            self._tried("write", key, lambda: self._put_large(key, data))
 
-        self._tried("write", key, write)
+    def _upload(self, key: str, data: bytes) -> None:
+        with self._fs.open_output_stream(f"{self.base}/{key}", compression=None) as stream:
+            stream.write(data)
+
+    def _put_large(self, key: str, data: bytes) -> None:
+        """Uploads beside the key and has the server copy.
+
+        pyarrow completes a multipart upload of which a part has failed: what lay there would be
+        replaced by a part of the new, or by nothing.
+        """
+        folder, _, name = key.rpartition("/")
+        temporary = f"{folder}/{_TEMPORARY}{secrets.token_hex(6)}-{name}".lstrip("/")
+        try:
+            self._upload(temporary, data)
+            self._fs.copy_file(f"{self.base}/{temporary}", f"{self.base}/{key}")
+        finally:
+            self.discard([temporary])
 
     def get(self, key: str) -> bytes | None:
         def read() -> bytes | None:
@@ -281,7 +303,10 @@ class ObjectFiles:
                 return None
             return data
 
-        return self._tried("read", key, read)
+        data = self._tried("read", key, read)
+        if data is None:
+            self._check_bucket()
+        return data
 
     def open(self, key: str) -> NativeFile | None:
         def opened() -> NativeFile | None:
@@ -295,15 +320,68 @@ class ObjectFiles:
     def entries(self, prefix: str) -> list[Entry]:
         from pyarrow import fs as pafs
 
-        selector = pafs.FileSelector(
-            f"{self.base}/{prefix}".rstrip("/"), recursive=True, allow_not_found=True
-        )
-        infos = self._tried("list", prefix, lambda: self._fs.get_file_info(selector))
+        infos = self._listed(prefix, recursive=True)
         files = [info for info in infos if info.type == pafs.FileType.File]
         entries = [
-            Entry(info.path[len(self.base) + 1 :], info.size, info.mtime_ns or 0) for info in files
+            Entry(info.path[len(self.base) + 1 :], info.size, info.mtime_ns or 0)
+            for info in files
+            if not info.base_name.startswith(_TEMPORARY)
         ]
         return sorted(entries, key=lambda entry: entry.key)
+
+    def _listed(self, prefix: str, *, recursive: bool) -> list[FileInfo]:
+        """What lies below a prefix; nothing if there is none of it."""
+        from pyarrow import fs as pafs
+
+        selector = pafs.FileSelector(f"{self.base}/{prefix}".rstrip("/"), recursive=recursive)
+
+        def listed() -> list[FileInfo]:
+            # with `allow_not_found` a bucket that is missing, or is said to be in the middle of
+            # the listing, would give an empty or a shorter list
+            try:
+                found: list[FileInfo] = self._fs.get_file_info(selector)
+            except FileNotFoundError:
+                return []
+            return found
+
+        infos = self._tried("list", prefix, listed)
+        if not infos:
+            self._check_bucket()
+        return infos
+
+    def _check_bucket(self) -> None:
+        """Asks once whether nothing is an answer: of an object store, about a bucket it has.
+
+        Raises:
+            StoreError: there is no such bucket, or the server says yes to everything.
+        """
+        from pyarrow import fs as pafs
+
+        if self._is_checked:
+            return
+        bucket = self.base.partition("/")[0]
+        nothing = f"{self.base}/{_TEMPORARY}{secrets.token_hex(6)}"
+
+        def asked() -> list[FileInfo]:
+            try:
+                found: list[FileInfo] = self._fs.get_file_info([bucket, nothing])
+            except OSError as error:
+                if is_refused(error):  # who may read objects need not be let ask for their bucket
+                    return []
+                raise
+            return found
+
+        kinds = [info.type for info in self._tried("read", "", asked)]
+        if kinds and kinds[0] == pafs.FileType.NotFound:
+            raise StoreError(
+                f"cannot read {self.place}: no such bucket; check its name and the endpoint"
+            )
+        if kinds and kinds[1] != pafs.FileType.NotFound:
+            raise StoreError(
+                f"cannot read {self.place}: the endpoint does not speak S3; check its address and "
+                "port"
+            )
+        self._is_checked = True
 
     def claim(self, folder: str, data: bytes) -> bytes:
         # pyarrow has no write that fails where there is something: everybody writes an object of
@@ -336,8 +414,7 @@ class ObjectFiles:
     def folders(self) -> list[str]:
         from pyarrow import fs as pafs
 
-        selector = pafs.FileSelector(self.base, allow_not_found=True)
-        infos = self._tried("list", "", lambda: self._fs.get_file_info(selector))
+        infos = self._listed("", recursive=False)
         return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
 
     def _tried(self, verb: str, key: str, request: Callable[[], T]) -> T:

@@ -83,7 +83,7 @@ def record_launch(
 
     Only the first launch's prediction is kept: a later one would know part of the answer.
     """
-    note = folder.notes().get(NOTE)
+    note = folder.notes([]).get(NOTE)
     if note is None:
         note = {"predicted": prediction, "price_per_hour": None, "launches": []}
     if price_per_hour is not None:

@@ -38,8 +38,19 @@ class Published:
     problems: tuple[str, ...] = ()
 
 
-def publish_files(folder: SweepStore, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> str:
-    """Writes a summary's files and, last, the manifest; returns the manifest's sha256.
+@dataclass(frozen=True)
+class Written:
+    """What became of a pass's files; sha256 of manifests."""
+
+    digest: str
+    # of the manifest that was replaced; None = there was none
+    replaced: str | None
+
+
+def publish_files(
+    folder: SweepStore, files: Mapping[str, bytes], facts: Mapping[str, Any]
+) -> Written:
+    """Writes a summary's files and, last, the manifest.
 
     Until the manifest is written `published_files` gives the files of the pass before.
 
@@ -54,10 +65,30 @@ def publish_files(folder: SweepStore, files: Mapping[str, bytes], facts: Mapping
     _put_missing(folder, lasting)
     for name, data in files.items():
         folder.put_summary(name, data)
+    replaced = manifest_digest(folder)
     folder.put_summary(MANIFEST_FILE, manifest)
     # somebody who tidied up meanwhile knew nothing of this manifest
     _tidy(folder, _put_missing(folder, lasting), keep=set(lasting))
-    return _sha256(manifest)
+    return Written(_sha256(manifest), replaced)
+
+
+def manifest_digest(folder: SweepStore) -> str | None:
+    """sha256 of the manifest that is in the store; None without one."""
+    manifest = folder.files.get(folder.key("summary", MANIFEST_FILE))
+    return None if manifest is None else _sha256(manifest)
+
+
+def is_whole(folder: SweepStore, digest: str | None) -> bool:
+    """Whether that manifest is in the store, and under their names all files that it names."""
+    manifest = folder.files.get(folder.key("summary", MANIFEST_FILE))
+    if manifest is None or _sha256(manifest) != digest:
+        return False
+    sizes = {entry.key: entry.size for entry in folder.files.entries(folder.key("summary"))}
+    try:
+        seals = json.loads(manifest)["files"].items()
+        return all(sizes.get(folder.key("summary", name)) == seal["size"] for name, seal in seals)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def published_files(folder: SweepStore) -> Published | None:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from fractal_k8s.errors import UsageError
+
 T = TypeVar("T")
 
 # how long a request is tried in all, in seconds
@@ -26,22 +28,36 @@ _REFUSED: Final = (
     r"|SIGNATURE_DOES_NOT_MATCH|SignatureDoesNotMatch|INVALID_ACCESS_KEY|InvalidAccessKeyId"
     r"|INVALID_CLIENT|UNRECOGNIZED_CLIENT|credentials"
 )
+_EXPIRED: Final = r"Expired ?Token|EXPIRED_TOKEN|InvalidToken|TokenRefreshRequired|Token.*expired"
+_SKEWED: Final = r"TIME_TOO_SKEWED|TimeTooSkewed"
+_NO_BUCKET: Final = r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist|RESOURCE_NOT_FOUND"
 _ELSEWHERE: Final = r"HTTP status 30[17]|PermanentRedirect|AuthorizationHeaderMalformed"
-_NO_S3: Final = r"Failed to parse|Unable to parse|HTTP (status|response code:) 405"
+_NO_S3: Final = r"Failed to parse|HTTP (status|response code:) 405"
+# Of codes that the client does not know, and of answers without a body, the status tells: whoever
+# is told 408, 425 or 429 may come back.
+_WRONG: Final = r"HTTP (status|response code:) 4(?!08|25|29)\d\d"
 
 # (words of the error, cause and what to do); the first that fits
 _FINAL: Final = tuple(
     (re.compile(words, re.IGNORECASE), said)
     for words, said in (
+        (_EXPIRED, "the keys have expired; get new ones"),
+        (_SKEWED, "this machine's clock differs from the server's; set it"),
         (_REFUSED, "access denied; check the credentials and their rights on the bucket"),
-        (r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist", "no such bucket"),
+        (_NO_BUCKET, "no such bucket"),
         (_ELSEWHERE, "the bucket is in another region; give it with ?region="),
         (_NO_S3, "the endpoint does not speak S3; check its address and port"),
+        (
+            _WRONG,
+            "the server refuses the request; check endpoint, region and whether the keys are over",
+        ),
     )
 )
 _UNREACHED: Final = re.compile(
     r"curlCode: ([567]|35|60)\b|[Cc]ouldn't (connect|resolve)|Could not resolve", re.IGNORECASE
 )
+# the names of the object and of its bucket, which may be any words
+_NAMES: Final = re.compile(r"(key|bucket|path|object) '[^']*'")
 
 
 def tried(request: Callable[[], T]) -> T:
@@ -51,7 +67,7 @@ def tried(request: Callable[[], T]) -> T:
         OSError: trouble that does not pass. A missing object is not tried again.
     """
     began = time.monotonic()
-    most = float(os.environ.get(VARIABLE, _SECONDS))
+    most = _most_seconds()
     wait = _FIRST_WAIT_S
     while True:
         try:
@@ -59,7 +75,7 @@ def tried(request: Callable[[], T]) -> T:
         except FileNotFoundError:
             raise
         except OSError as error:
-            text = str(error)
+            text = _words(error)
             if any(words.search(text) for words, _ in _FINAL):
                 raise
             limit = min(most, _UNREACHED_SECONDS) if _UNREACHED.search(text) else most
@@ -73,10 +89,36 @@ def tried(request: Callable[[], T]) -> T:
 
 def told(error: OSError) -> str:
     """An error of the file system as cause and next step."""
+    words_of_error = _words(error)
     text = " ".join(str(error).split())[:_MOST_CHARACTERS]
     for words, said in _FINAL:
-        if words.search(text):
+        if words.search(words_of_error):
             return f"{said} ({text})"
-    if _UNREACHED.search(text):
+    if _UNREACHED.search(words_of_error):
         return f"the server cannot be reached; check the endpoint and the network ({text})"
     return f"{text}; the trouble may pass: try again later"
+
+
+def is_refused(error: OSError) -> bool:
+    """Whether a server has understood a request and does not allow it."""
+    return re.search(_REFUSED, _words(error), re.IGNORECASE) is not None
+
+
+def _words(error: OSError) -> str:
+    """What the client says, without the names of objects and buckets."""
+    return _NAMES.sub(r"\1", str(error))
+
+
+def _most_seconds() -> float:
+    """
+    Raises:
+        UsageError: the variable is set to something else than a number.
+    """
+    given = os.environ.get(VARIABLE, str(_SECONDS))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise UsageError(f"{VARIABLE} must be a number of seconds, got {given!r}")
+    return seconds

@@ -237,20 +237,25 @@ class SweepStore:
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         self.files.put(self.key("notes", f"{kind}.json"), text.encode())
 
-    def notes(self) -> dict[str, dict[str, Any]]:
-        """All notes, by kind.
+    def notes(self, problems: list[str]) -> dict[str, dict[str, Any]]:
+        """All notes, by kind; one that cannot be read is left out.
 
-        Raises:
-            CorruptError: a note is not valid JSON.
+        Args:
+            problems: is added what is wrong with notes, in words.
         """
         found: dict[str, dict[str, Any]] = {}
         for entry in self.files.entries(self.key("notes")):
             try:
-                found[_name(entry).removesuffix(".json")] = json.loads(
-                    self.files.get(entry.key) or b""
-                )
+                note = json.loads(self.files.get(entry.key) or b"")
             except ValueError:
-                raise CorruptError(f"{entry.key}: not valid JSON") from None
+                note = None
+            if isinstance(note, dict):
+                found[_name(entry).removesuffix(".json")] = note
+            else:
+                problems.append(
+                    f"{entry.key}: a damaged note, left out; delete it, and what it told is asked "
+                    "for or measured again"
+                )
         return found
 
     # --- summary ---

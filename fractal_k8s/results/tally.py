@@ -15,8 +15,6 @@ import io
 import json
 import threading
 import time
-import zipfile
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ import pyarrow as pa
 
 from fractal_k8s.errors import CorruptError, StoreError
 from fractal_k8s.results import schema
+from fractal_k8s.results.collect import are_settled, settled_before
 from fractal_k8s.results.files import Entry, Files, LocalFiles
 from fractal_k8s.results.grid import DIVERGED, FAILED, MISSING, count_states, state_codes
 from fractal_k8s.results.hashes import COMPARED, labels_of, result_hashes
@@ -37,7 +36,10 @@ from fractal_k8s.results.verdict import probe_ratio
 from fractal_k8s.sweep.definition import Sweep
 
 # raised when what the kept file holds changes its meaning
-_FORMAT: Final = 2
+_FORMAT: Final = 3
+_SECOND_NS: Final = 1_000_000_000
+# of what is kept, before it
+_DIGEST_BYTES: Final = hashlib.sha256().digest_size
 _READERS: Final = 32
 _DISK_READERS: Final = 4
 # objects between two looks at the clock
@@ -126,6 +128,8 @@ class TallyReader:
         self._read: dict[Entry, Rows] = {}
         self._damaged: dict[Entry, str] = {}
         self._classes: list[str] = []
+        # read while they could still be written again and look the same
+        self._young: set[Entry] = set()
         self._listed: list[Entry] = []
         self._is_new = False
         # objects that were read so far, by this reader
@@ -166,7 +170,8 @@ class TallyReader:
         """
         deadline = None if budget_s is None else time.monotonic() + budget_s
         self._listed = self.folder.outcome_entries() if entries is None else entries
-        self._forget(set(self._listed))
+        self._forget(set(self._listed) - self._young)
+        self._young = self._may_change()
         fresh = [entry for entry in self._listed if not self._knows(entry)]
         fresh.sort(key=lambda entry: -entry.modified_ns)
         # of a disk more readers give nothing but memory
@@ -218,6 +223,7 @@ class TallyReader:
             self._damaged = {}
             self._is_new = True
         self._listed = [entry for entry, _ in parts]
+        self._young = self._may_change()
 
     def keep(self) -> None:
         """Writes what was read for the next process; does nothing if it cannot be written."""
@@ -228,6 +234,13 @@ class TallyReader:
             files.put(key, self._packed())
             self._is_new = False
 
+    def _may_change(self) -> set[Entry]:
+        """The listed objects that may be written again and look the same."""
+        if not any(entry.modified_ns % _SECOND_NS == 0 for entry in self._listed):
+            return set()  # such a store tells finer times
+        horizon = settled_before(self.folder)
+        return {entry for entry in self._listed if not are_settled([entry], horizon)}
+
     # --- one object ---
 
     def _knows(self, entry: Entry) -> bool:
@@ -235,7 +248,8 @@ class TallyReader:
 
     def _forget(self, listed: set[Entry]) -> None:
         """Drops what was deleted or written again: an entry is its key, size and time."""
-        self._read = {entry: rows for entry, rows in self._read.items() if entry in listed}
+        with self._lock:
+            self._read = {entry: rows for entry, rows in self._read.items() if entry in listed}
         self._damaged = {entry: text for entry, text in self._damaged.items() if entry in listed}
 
     def _load(self, entry: Entry) -> bytes | pa.Table | None:
@@ -255,14 +269,28 @@ class TallyReader:
             data, sweep=self.sweep, source=entry.key, columns=_COLUMNS, use_threads=False
         )
 
+    def _table(self, entry: Entry, found: bytes | pa.Table | None) -> pa.Table | None:
+        """The rows of what was loaded; None if it is gone.
+
+        Raises:
+            CorruptError: it is damaged, also when it is read once more: an object that is written
+                again while it is read looks damaged too.
+        """
+        if found is None or isinstance(found, pa.Table):
+            return found
+        try:
+            return self._parse(found, entry)
+        except CorruptError:
+            again = self.folder.files.get(entry.key)
+            return None if again is None else self._parse(again, entry)
+
     def _take(self, loaded: dict[Entry, bytes | pa.Table | None]) -> None:
         """Remembers what is in some objects. One thread parses them all faster than several."""
         tables: dict[Entry, pa.Table] = {}
         for entry, found in loaded.items():
             try:
-                if found is not None:
-                    is_table = isinstance(found, pa.Table)
-                    tables[entry] = found if is_table else self._parse(found, entry)
+                if (table := self._table(entry, found)) is not None:
+                    tables[entry] = table
             except CorruptError as error:
                 self._damaged[entry] = str(error)
         if tables:
@@ -312,7 +340,7 @@ class TallyReader:
 
     def _packed(self) -> bytes:
         with self._lock:
-            read = dict(self._read)
+            read = {entry: one for entry, one in self._read.items() if entry not in self._young}
         entries = [*read]
         head = {
             "identity": self._identity(),
@@ -328,12 +356,17 @@ class TallyReader:
             lengths=np.array([len(rows) for rows in read.values()], np.int64),
             rows=np.concatenate([np.zeros(0, _ROW), *read.values()]),
         )
-        return sink.getvalue()
+        data = sink.getvalue()
+        return hashlib.sha256(data).digest() + data
 
     def _recall(self, files: Files, key: str) -> None:
         """Takes over what an earlier process kept; a file that is damaged or foreign is ignored."""
         try:
-            with np.load(io.BytesIO(files.get(key) or b""), allow_pickle=False) as kept:
+            written = files.get(key) or b""
+            digest, data = written[:_DIGEST_BYTES], written[_DIGEST_BYTES:]
+            if hashlib.sha256(data).digest() != digest:
+                return
+            with np.load(io.BytesIO(data), allow_pickle=False) as kept:
                 head = json.loads(kept["head"].tobytes())
                 rows, lengths = kept["rows"], kept["lengths"]
                 columns = (head["keys"], kept["sizes"].tolist(), kept["times"].tolist())
@@ -346,9 +379,7 @@ class TallyReader:
                 and _all_below(rows["point"], self.sweep.num_points)
                 and _all_below(rows["numerics"], len(head["classes"]))
             )
-        except (StoreError, OSError, ValueError, KeyError, TypeError, EOFError):
-            return
-        except (zipfile.BadZipFile, zlib.error):
+        except (StoreError, OSError, ValueError, KeyError, TypeError):
             return
         if sound:
             parts = np.split(rows, np.cumsum(lengths)[:-1]) if entries else []

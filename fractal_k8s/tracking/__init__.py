@@ -1,6 +1,7 @@
 """Weights & Biases, or a quiet stand-in. Tracking never stops training.
 
-`run` tracks one run in its own process; `shards` tracks the points of a worker from another one.
+`run` tracks one run in this process; `shards` the points of a worker, and `summary` a whole sweep,
+each from a process of its own.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ _PROBE_SECONDS: Final = 3.0
 _INIT_SECONDS: Final = 15.0
 # For the last upload of a run; a hanging server must not keep the worker.
 _FINISH_SECONDS: Final = 2.5
-# Once time is up: for what is still to be read.
-_REST_SECONDS: Final = 2.0
+# Once time is up: for what is still to be read; half of what the worker then waits.
+_REST_SECONDS: Final = 5.0
 
 
 class _TimeIsUpError(BaseException):

@@ -58,7 +58,7 @@ def bench_analyses(rounds: int) -> None:
         launch = [sys.executable, "-m", "fractal_k8s", "launch", "--preset", "tanh"]
         subprocess.run([*launch, "--store", store], check=True, capture_output=True)
         folder, plan = open_store(store).plan("tanh")
-        subject = Subject.of(read_grid(folder, plan), folder.notes())
+        subject = Subject.of(read_grid(folder, plan), folder.notes([]))
     print(f"{plan.sweep.rows} x {plan.sweep.columns} points, the tanh preset, all analyses")
     total = 0.0
     for name in names():
