@@ -479,11 +479,16 @@ def test_status_with_the_store(
     reader = ProgressReader(cluster, sweep_id)
     until(lambda: reader.read().is_finished)
     here = ("--context", "standin", "--kubeconfig", str(standin.kubeconfig))
-    assert "nothing of" in run("status", sweep_id, *here).output
+    empty = run("status", sweep_id, *here).output
+    assert "nothing of" in empty
+    assert "3 indexes are done, and" in empty
+    assert "pods write to /store/runs; are the two the same place" in empty
+    assert "continue with" not in empty  # it would be trained again for nothing
     Store(str(tmp_path / "runs")).sweep(sweep_id).write_plan(Plan(place.sweep, Deal()))
     place.put("a", [trained(place.sweep, k, 3.0 if k < 4 else 0.5) for k in range(12)])
     output = run("status", sweep_id, *here).output
     assert "12 of 16 points (75.0%)" in output
+    assert "the same place" not in output
     assert "8 trainable, 4 not trainable, 0 diverged, 0 failed, 4 missing" in output
     assert "failed (FailedIndexes: some indexes failed for good)" in output
     assert "1 pod failed: crashed (exit code 1)  [index 2 = (" in output
