@@ -32,7 +32,7 @@ from fractal_k8s.backends.kube.progress import (
 )
 from fractal_k8s.backends.kube.trouble import Cause, cause_of, find_troubles, refused_pods
 from fractal_k8s.cli.cluster_status import View, follow, look_once, status_lines
-from fractal_k8s.errors import ForbiddenError, UsageError
+from fractal_k8s.errors import EXIT_NOT_READY, ForbiddenError, UsageError
 from fractal_k8s.manifest import labels
 from fractal_k8s.manifest.render import render
 from fractal_k8s.manifest.settings import make_settings
@@ -334,6 +334,15 @@ def test_evictions_are_counted_once() -> None:
     first["metadata"]["annotations"]["batch.kubernetes.io/job-index-ignored-failure-count"] = "2"
     gone["status"]["conditions"] = condition("DisruptionTarget", "EvictionByEvictionAPI")
     assert count_evicted([first, second, gone]) == 2
+
+
+def test_pods_that_gave_up_waiting_for_a_cache_were_not_evicted() -> None:
+    """Both count as ignored by the Job, in one number."""
+    earlier, later = (ended(EXIT_NOT_READY, index=0) for _ in range(2))
+    running = timed("Running", 0)
+    running["metadata"]["annotations"]["batch.kubernetes.io/job-index-ignored-failure-count"] = "3"
+    assert count_evicted([earlier, later, running]) == 1
+    assert count_evicted([earlier]) == 0
 
 
 @pytest.mark.parametrize("gpus", [0, 1, 4])
