@@ -175,6 +175,16 @@ def read_whole(home: Path) -> Seal | None:
     return seal if whole else None
 
 
+def contents(homes: Iterable[Path]) -> list[str]:
+    """What folders hold by their seals, a line each; those without a seal are left out."""
+    lines = []
+    for home in homes:
+        with contextlib.suppress(CorruptError):
+            if (seal := read_seal(home)) is not None:
+                lines.append(f"{home} holds {seal.resolved}, sha256 {seal.digest[:12]}...")
+    return lines
+
+
 def damage(home: Path, seal: Seal, *, hashes: bool = True) -> dict[str, str]:
     """The files that are not as the folder's seal says, with a sentence each.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from fractal_k8s import cli
 from fractal_k8s.environ import prepare_environment
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.load import resolve
+from sweeps import network_text
 
 prepare_environment()  # before any test imports numpy or torch
 
@@ -107,24 +110,22 @@ def gpt_sweep(golden: Path) -> Callable[..., Sweep]:
     return make
 
 
+@pytest.fixture(scope="session")
+def record() -> ModuleType:
+    """scripts/record.py, which writes what is recorded in the repository."""
+    spec = importlib.util.spec_from_file_location(
+        "record", Path(__file__).parents[1] / "scripts/record.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 # --- commands ---
 
-SMALL = """
-name = "small"
-model = "mlp"
-resolution = [16, 16]
-[axes.y]
-knob = "output_lr"
-low = 1e-2
-high = 1e4
-[axes.x]
-knob = "input_lr"
-low = 1e-2
-high = 1e4
-[training]
-width = 4
-steps = 30
-"""
+SMALL = network_text("small", (16, 16))
 
 
 @pytest.fixture

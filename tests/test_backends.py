@@ -35,6 +35,7 @@ from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.deal import Deal
 from fractal_k8s.sweep.definition import Sweep
 from standin.cluster import StandIn
+from sweeps import network_text
 
 
 class Silent:
@@ -328,23 +329,7 @@ def test_a_shard_whose_workers_keep_dying_is_given_up_with_the_reason(
 def launcher(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     """`fractal-k8s launch` of a sweep that takes a while, as a process."""
     sweep_file = tmp_path / "sweep.toml"
-    sweep_file.write_text(
-        """
-name = "long"
-model = "mlp"
-resolution = [150, 150]
-[axes.y]
-knob = "output_lr"
-low = 1e-2
-high = 1e4
-[axes.x]
-knob = "input_lr"
-low = 1e-2
-high = 1e4
-[training]
-steps = 400
-"""
-    )
+    sweep_file.write_text(network_text("long", (150, 150), width=8, steps=400))
     command = [sys.executable, "-m", "fractal_k8s", "launch", str(sweep_file), *arguments]
     return subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -22,28 +22,15 @@ from fractal_k8s.sweep.deal import Deal
 from helm import CHART, RELEASE, Helm
 from standin.cluster import ADMIN, NAMESPACE, StandIn
 from standin.fixtures import kubectl_on
+from sweeps import fine_tune_text
 
-SWEEP = """
-name = "once"
-model = "gpt"
-checkpoint = "a folder that this machine does not have"
-dataset = "conversations:train.jsonl"
-resolution = [4, 4]
-[axes.y]
-knob = "matrix_lr"
-low = 1e-3
-high = 1e-1
-[axes.x]
-knob = "unembedding_lr"
-low = 1e-3
-high = 1e-1
-[training]
-tokens = 200
-batch_size = 2
-max_seq_len = 100
-[verdict]
-window = 1
-"""
+SWEEP = fine_tune_text(
+    "once",
+    (4, 4),
+    checkpoint="a folder that this machine does not have",
+    dataset="train.jsonl",
+    tokens=200,
+)
 
 # a claim of the cluster's owner; the two others are the chart's
 OUTCOMES = "outcomes"

@@ -41,6 +41,7 @@ from fractal_k8s.sweep.load import parse_text, resolve
 from fractal_k8s.tracking import modes
 from standin.cluster import StandIn
 from standin.objects import Object
+from sweeps import fine_tune_text
 
 SITE: dict[str, Any] = {
     "store": "/store/runs",
@@ -345,25 +346,7 @@ def test_a_pilot_can_be_sent(still: Place) -> None:
     assert plan.sweep == pilot_of(small_sweep(), 20)
 
 
-FINE_TUNE = """
-name = "tuned"
-model = "gpt"
-dataset = "conversations:rows.jsonl"
-checkpoint = "weights"
-resolution = [4, 4]
-[axes.y]
-knob = "matrix_lr"
-low = 1e-3
-high = 1e-1
-[axes.x]
-knob = "unembedding_lr"
-low = 1e-3
-high = 1e-1
-[training]
-tokens = 400
-batch_size = 2
-max_seq_len = 100
-"""
+FINE_TUNE = fine_tune_text("tuned", (4, 4), checkpoint="weights", dataset="rows.jsonl")
 
 
 def test_a_fine_tune_whose_files_are_not_here_is_sent(still: Place, tmp_path: Path) -> None:

@@ -22,16 +22,6 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.fixture(scope="module")
-def record() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("record", ROOT / "scripts" / "record.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_recorded_parts_are_what_the_program_says(record: ModuleType) -> None:
     for document in record.DOCUMENTS:
         assert record.recorded(document) == (ROOT / document).read_text(), "run scripts/record"

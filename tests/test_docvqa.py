@@ -267,6 +267,7 @@ def test_a_copy_that_was_killed_half_way_is_finished_and_leaves_nothing(
         writing.finish(Origin("docvqa@v1", f"{NANOCHAT}@{COMMIT}"))
     (folder / "READY").unlink()
     (folder / "train.jsonl").write_text("other")
+    hub.repositories[NANOCHAT].names = ("main",)  # v1 is another commit by now
     [(code, said)] = commands(download("docvqa@v1", "--to", str(folder)))
     assert code == 0, said
     assert damage(folder) == {}

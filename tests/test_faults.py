@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections.abc import Iterator
@@ -22,28 +21,16 @@ from fractal_k8s.results.store import Store, SweepStore
 from test_aggregate import ALL, PLAN, SWEEP, new_folder, passed, put
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel("WARNING")
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
-
-
 @pytest.fixture
-def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+def proxy(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     import boto3
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-that-nobody-may-see")
     monkeypatch.setenv(retries.VARIABLE, "20")
-    client: Any = boto3.client("s3", endpoint_url=server, region_name="us-east-1")
+    client: Any = boto3.client("s3", endpoint_url=moto, region_name="us-east-1")
     client.create_bucket(Bucket="fractal")
-    with FaultyProxy(server) as running:
+    with FaultyProxy(moto) as running:
         yield running
 
 

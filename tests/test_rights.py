@@ -21,25 +21,11 @@ from fractal_k8s.results.store import Store
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.deal import Deal
 from standin.cluster import StandIn
+from sweeps import network_text
 
 ROLES = Path(__file__).parents[1] / "manifests" / "rbac.yaml"
 
-SWEEP = """
-name = "rights"
-model = "mlp"
-resolution = [2, 4]
-[axes.y]
-knob = "output_lr"
-low = 1e-2
-high = 1e4
-[axes.x]
-knob = "input_lr"
-low = 1e-2
-high = 1e4
-[training]
-width = 4
-steps = 5
-"""
+SWEEP = network_text("rights", (2, 4), steps=5)
 
 # verb and resource of a request, and whether it was for the whole cluster
 Use = tuple[str, str, bool]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,26 +17,15 @@ from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.deal import Deal
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
-
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
-
-
 @pytest.fixture
-def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def bucket(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
     import boto3
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    client: Any = boto3.client("s3", endpoint_url=server, region_name="us-east-1")
+    client: Any = boto3.client("s3", endpoint_url=moto, region_name="us-east-1")
     client.create_bucket(Bucket="fractal")
-    return f"s3://fractal/maps?endpoint={server}"
+    return f"s3://fractal/maps?endpoint={moto}"
 
 
 def test_a_sweep_trains_into_a_bucket_and_resumes_from_it(bucket: str) -> None:
@@ -65,7 +53,7 @@ def test_a_sweep_trains_into_a_bucket_and_resumes_from_it(bucket: str) -> None:
 
 
 def test_a_small_write_is_one_request(
-    bucket: str, server: str, caplog: pytest.LogCaptureFixture
+    bucket: str, moto: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="werkzeug")
     files = Store(bucket.replace("/maps", "/single")).files
@@ -89,8 +77,8 @@ def test_there_is_no_lock_in_a_bucket(bucket: str) -> None:
     assert is_locked(folder) is None
 
 
-def test_a_missing_bucket_is_named(server: str, bucket: str) -> None:
-    files = Store(f"s3://nowhere/x?endpoint={server}").files
+def test_a_missing_bucket_is_named(moto: str, bucket: str) -> None:
+    files = Store(f"s3://nowhere/x?endpoint={moto}").files
     with pytest.raises(StoreError, match="cannot write s3://nowhere"):
         files.put("a", b"b")
 

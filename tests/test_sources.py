@@ -82,17 +82,6 @@ def model(golden: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
-
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
-
-
 @pytest.fixture
 def bucket(moto: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """A bucket with the golden model below d4/."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fractal_k8s.aggregate.announce import Patience, announce_failed, publish
@@ -12,6 +12,7 @@ from fractal_k8s.aggregate.passes import Look, Passes, accepts_mixed
 from fractal_k8s.aggregate.record import read_record
 from fractal_k8s.aggregate.until import JobsState
 from fractal_k8s.errors import EXIT_CORRUPT, FractalError, StoreError
+from fractal_k8s.results.lineage import Family, read_families
 from fractal_k8s.results.store import Store, SweepStore
 
 Say = Callable[[str], None]
@@ -58,10 +59,10 @@ def aggregate_all(
     Raises:
         StoreError: the store cannot be listed.
     """
-    patience = Patience(_TRACKING_S)
+    visits = _Visits(store, allow_mixed, say, jobs, read_families(store.files))
     for sweep_id in store.files.folders():
         try:
-            visit = _visit(store, sweep_id, allow_mixed, say, jobs, patience)
+            visit = visits.visit(sweep_id)
         except FractalError as error:
             code = 75 if type(error) is StoreError else EXIT_CORRUPT
             visit = Visit(sweep_id, "problem", problems=(str(error),), exit_code=code)
@@ -69,43 +70,55 @@ def aggregate_all(
             yield visit
 
 
-def _visit(
-    store: Store,
-    sweep_id: str,
-    allow_mixed: bool,
-    say: Say,
-    jobs: Callable[[str], JobsState] | None,
-    patience: Patience,
-) -> Visit | None:
-    """A pass over one sweep; None if the folder is none of a sweep."""
-    folder = store.sweep(sweep_id)
-    plan = folder.read_plan()
-    if plan is None:
-        return None
-    # asked before the store is read: what comes later is not missed
-    state = None if read_record(folder).get("complete") else _jobs_state(sweep_id, jobs, say)
-    failed = {} if state is None else state.failed
-    announce_failed(folder, failed, say)
-    if not folder.outcome_entries():
-        return Visit(sweep_id, "nothing stored")
-    # a launch that accepts them tells its own aggregator only
-    allow_mixed = allow_mixed or accepts_mixed(folder)
-    made = Passes(folder, plan, allow_mixed=allow_mixed).next()
-    if isinstance(made, Look):
-        return _visited(sweep_id, "partial, pictures follow", made.coverage, made.problems)
-    # Without a failed index Jobs may be gone because the sweep is trained elsewhere.
-    has_ended = bool(failed) and state is not None and state.is_over
-    # also where nothing has changed: indexes fail after the last outcome, and servers come back
-    if made is not None or has_ended or _is_fresh(folder):
-        publish(folder, plan, say, has_ended=has_ended, patience=patience)
-    if made is None:
-        # what was wrong when the same was drawn is wrong now
-        last = folder.read_summary() or {}
-        return _visited(
-            sweep_id, "unchanged", last.get("coverage"), tuple(last.get("problems", ()))
-        )
-    name = "complete" if made.summary["complete"] else "partial"
-    return _visited(sweep_id, name, made.summary["coverage"], tuple(made.summary["problems"]))
+@dataclass
+class _Visits:
+    """What the visits to all sweeps of a store have in common."""
+
+    store: Store
+    allow_mixed: bool
+    say: Say
+    jobs: Callable[[str], JobsState] | None
+    families: Family
+    patience: Patience = field(default_factory=lambda: Patience(_TRACKING_S))
+
+    def visit(self, sweep_id: str) -> Visit | None:
+        """A pass over one sweep; None if the folder is none of a sweep."""
+        folder = self.store.sweep(sweep_id)
+        plan = folder.read_plan()
+        if plan is None:
+            return None
+        # asked before the store is read: what comes later is not missed
+        state = None if read_record(folder).get("complete") else self._jobs_state(sweep_id)
+        failed = {} if state is None else state.failed
+        announce_failed(folder, failed, self.say)
+        if not folder.outcome_entries():
+            return Visit(sweep_id, "nothing stored")
+        # a launch that accepts them tells its own aggregator only
+        allow_mixed = self.allow_mixed or accepts_mixed(folder)
+        made = Passes(folder, plan, allow_mixed=allow_mixed, families=self.families).next()
+        if isinstance(made, Look):
+            return _visited(sweep_id, "partial, pictures follow", made.coverage, made.problems)
+        # Without a failed index Jobs may be gone because the sweep is trained elsewhere.
+        has_ended = bool(failed) and state is not None and state.is_over
+        # also where nothing has changed: indexes fail after the last outcome, and servers come back
+        if made is not None or has_ended or _is_fresh(folder):
+            publish(folder, plan, self.say, has_ended=has_ended, patience=self.patience)
+        if made is None:
+            # what was wrong when the same was drawn is wrong now
+            last = folder.read_summary() or {}
+            problems = tuple(last.get("problems", ()))
+            return _visited(sweep_id, "unchanged", last.get("coverage"), problems)
+        name = "complete" if made.summary["complete"] else "partial"
+        return _visited(sweep_id, name, made.summary["coverage"], tuple(made.summary["problems"]))
+
+    def _jobs_state(self, sweep_id: str) -> JobsState | None:
+        if self.jobs is None:
+            return None
+        try:
+            return self.jobs(sweep_id)
+        except FractalError as error:
+            self.say(f"{sweep_id}: the cluster does not say how its Jobs stand: {error}")
+            return None
 
 
 def _visited(sweep_id: str, state: str, coverage: float | None, problems: tuple[str, ...]) -> Visit:
@@ -116,15 +129,3 @@ def _is_fresh(folder: SweepStore) -> bool:
     entries = folder.files.entries(folder.key("summary"))
     written = max((entry.modified_ns for entry in entries), default=0) / 1e9
     return time.time() - written < _FRESH_S
-
-
-def _jobs_state(
-    sweep_id: str, jobs: Callable[[str], JobsState] | None, say: Say
-) -> JobsState | None:
-    if jobs is None:
-        return None
-    try:
-        return jobs(sweep_id)
-    except FractalError as error:
-        say(f"{sweep_id}: the cluster does not say how its Jobs stand: {error}")
-        return None

@@ -25,6 +25,7 @@ from fractal_k8s.aggregate.record import (
 )
 from fractal_k8s.results.collect import Collected, collect
 from fractal_k8s.results.files import Entry
+from fractal_k8s.results.lineage import Family
 from fractal_k8s.results.published import manifest_digest
 from fractal_k8s.results.store import SweepStore
 from fractal_k8s.results.tally import Tally, TallyReader
@@ -71,10 +72,23 @@ class Look:
 class Passes:
     """Passes over one sweep; each leaves in the store what the next one, anywhere, goes on from."""
 
-    def __init__(self, folder: SweepStore, plan: Plan, *, allow_mixed: bool) -> None:
+    def __init__(
+        self,
+        folder: SweepStore,
+        plan: Plan,
+        *,
+        allow_mixed: bool,
+        families: Family | None = None,
+    ) -> None:
+        """
+        Args:
+            allow_mixed: accept points of different numerics classes as one map.
+            families: all sweeps of the store, if they were read just now.
+        """
         self.folder = folder
         self.plan = plan
         self.allow_mixed = allow_mixed
+        self.families = families
         self._reader: TallyReader | None = None
         # sha256 of the manifest that was there when the last summary was begun
         self._before: str | None = None
@@ -103,7 +117,7 @@ class Passes:
         return self._aggregate(entries, inputs)
 
     def _inputs(self, entries: list[Entry]) -> Inputs:
-        return inputs_of(self.folder, self.plan, entries, self.allow_mixed)
+        return inputs_of(self.folder, self.plan, entries, self.allow_mixed, self.families)
 
     def _aggregate(self, entries: list[Entry], inputs: Inputs) -> Aggregation:
         done = self._drawn(entries)

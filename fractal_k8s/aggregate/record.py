@@ -1,4 +1,4 @@
-"""What the aggregator remembers of a sweep in its store: the last pass, and what was announced."""
+"""What the aggregator remembers of a sweep in its store: the last pass, and what it was made of."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fractal_k8s import __version__
 from fractal_k8s.errors import StoreError
 from fractal_k8s.results.collect import FOLDER, are_settled, settled_before
 from fractal_k8s.results.files import Entry
-from fractal_k8s.results.lineage import family
+from fractal_k8s.results.lineage import Family, family
 from fractal_k8s.results.published import is_whole
 from fractal_k8s.results.store import SweepStore
 from fractal_k8s.sweep.assignment import Plan
@@ -48,12 +48,19 @@ class Inputs:
     others: str | None
 
 
-def inputs_of(folder: SweepStore, plan: Plan, entries: list[Entry], options: object) -> Inputs:
+def inputs_of(
+    folder: SweepStore,
+    plan: Plan,
+    entries: list[Entry],
+    options: object,
+    families: Family | None = None,
+) -> Inputs:
     """What a summary would be made of now.
 
     Args:
         entries: the outcome objects as listed just now.
         options: of the pass.
+        families: all sweeps of the store, if they were read just now.
     """
     notes = folder.files.entries(folder.key("notes"))
     horizon = settled_before(folder)
@@ -61,7 +68,7 @@ def inputs_of(folder: SweepStore, plan: Plan, entries: list[Entry], options: obj
         return Inputs(None, None)
     sweep = plan.sweep
     # with the numbers of the others, which their next passes may change
-    kin = None if sweep.is_scattered else family(folder, plan, {})
+    kin = None if sweep.is_scattered else family(folder, plan, {}, families)
     text = json.dumps([__version__, sweep.canonical_json(), _listed(notes), kin, repr(options)])
     others = hashlib.sha256(text.encode()).hexdigest()
     if not are_settled(entries, horizon):

@@ -152,8 +152,11 @@ def _make_ready(worker: Worker, caches: tuple[Path, ...], seconds: float) -> Non
     from fractal_k8s.checkpoints.mounted import STAGE, refuse_mixed_in, refuse_other_model, staged
     from fractal_k8s.checkpoints.ready import wait_until_ready
     from fractal_k8s.data.docvqa import refuse_other_data
+    from fractal_k8s.sealed import contents
 
     wait_until_ready(caches, seconds, worker.emit)
+    for line in contents(caches):
+        worker.emit(line)
     refuse_mixed_in(caches)
     spec = worker.sweep.spec
     if spec.checkpoint_digest is None:

@@ -49,21 +49,33 @@ def download(found: HubSet, folder: Path, tell: Tell, *, replace: bool = False) 
         RetryError: the hub went on failing.
     """
     with sealed.being_filled(folder, tell) as alone:
-        revision = found.revision
-        ready = None if replace else sealed.read_ready(folder)
-        if ready is not None:
-            seal = _readable(folder)
-            revision = _commit_held(found, ready or (seal.ready if seal else {}), folder)
-            if seal is None:
-                tell(f"{folder / sealed.MANIFEST} is missing or damaged: fetching again")
-            elif (whole := _whole(folder, seal, tell)) is not None:
-                if not ready:
-                    sealed.write_ready(folder, whole)
-                return Copy(folder, whole, fetched=False)
-        elif not replace:
-            refuse_strangers(folder)
+        held = found.revision if replace else _held(found, folder, tell)
+        if isinstance(held, Seal):
+            return Copy(folder, held, fetched=False)
         with written(folder, alone=alone) as writing:
-            return Copy(folder, _fetch(found, revision, writing, tell), fetched=True)
+            return Copy(folder, _fetch(found, held, writing, tell), fetched=True)
+
+
+def _held(found: HubSet, folder: Path, tell: Tell) -> Seal | str:
+    """The seal of a folder that holds the data set whole; else the revision to fetch it at.
+
+    Raises:
+        UsageError: it holds something else.
+    """
+    seal, ready = _readable(folder), sealed.read_ready(folder)
+    if ready is None:
+        refuse_strangers(folder)
+        # what was cut short goes on at its commit, wherever the branch is now
+        begun = seal is not None and seal.source == found.reference
+        return seal.resolved.rpartition("@")[2] if seal and begun else found.revision
+    commit = _commit_held(found, ready or (seal.ready if seal else {}), folder)
+    if seal is None:
+        tell(f"{folder / sealed.MANIFEST} is missing or damaged: fetching again")
+        return commit
+    whole = _whole(folder, seal, tell)
+    if whole is not None and not ready:
+        sealed.write_ready(folder, whole)
+    return whole or commit
 
 
 def _readable(folder: Path) -> Seal | None:

@@ -96,7 +96,9 @@ def relatives(families: Family, sweep_id: str, parent: str | None) -> list[str]:
     return [member for member in ordered if member in families and member != sweep_id]
 
 
-def family(folder: SweepStore, plan: Plan, summary: dict[str, Any]) -> dict[str, Any] | None:
+def family(
+    folder: SweepStore, plan: Plan, summary: dict[str, Any], families: Family | None = None
+) -> dict[str, Any] | None:
     """Ancestors (root first), the sweep itself and its children; None where it is alone.
 
     Each is `{"id", "resolution", "box", "dimension", "interval", "refused", "coverage"}`; the
@@ -104,8 +106,9 @@ def family(folder: SweepStore, plan: Plan, summary: dict[str, Any]) -> dict[str,
 
     Args:
         summary: the sweep's own numbers, which are not in the store yet.
+        families: all sweeps of the store, if they were read just now.
     """
-    families = read_families(folder.files)
+    families = read_families(folder.files) if families is None else families
     origin = plan.sweep.spec.origin
     line = ancestors(families, plan.sweep.id, origin.parent if origin else None)
     below = children(families, plan.sweep.id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import uuid
@@ -16,6 +15,7 @@ import yaml
 from cluster.place import Place
 from standin.cluster import NAMESPACE, StandIn
 from standin.fixtures import kubectl_binary  # noqa: F401
+from sweeps import fine_tune_text, network_text
 
 # of the person's shell, which other tests never see: what reaches a real cluster and its store
 OWN = {
@@ -43,24 +43,20 @@ SMALL = {
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
     """A real HTTP S3 server with a bucket; its address."""
-    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel("WARNING")  # thousands of requests
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    running.start()
-    host, port = running.get_host_and_port()
     import boto3
 
-    client: Any = boto3.client(
-        "s3",
-        endpoint_url=f"http://{host}:{port}",
-        region_name="us-east-1",
-        aws_access_key_id="key",
-        aws_secret_access_key="secret",
-    )
-    client.create_bucket(Bucket="fractal")
-    yield f"http://{host}:{port}"
-    running.stop()
+    from standin.serving import s3_server
+
+    with s3_server() as address:
+        client: Any = boto3.client(
+            "s3",
+            endpoint_url=address,
+            region_name="us-east-1",
+            aws_access_key_id="key",
+            aws_secret_access_key="secret",
+        )
+        client.create_bucket(Bucket="fractal")
+        yield address
 
 
 @pytest.fixture
@@ -153,27 +149,8 @@ def language_model(place: Place, golden: Path, tmp_path: Path) -> Callable[..., 
 
     def write(name: str, size: int = 16, tokens: int = 600) -> Path:
         path = tmp_path / f"{name}.toml"
-        path.write_text(f"""
-name = "{name}"
-model = "gpt"
-checkpoint = "{golden}"
-dataset = "conversations:{golden}/conversations.jsonl"
-resolution = [{size}, {size}]
-[axes.y]
-knob = "matrix_lr"
-low = 1e-3
-high = 1e-1
-[axes.x]
-knob = "unembedding_lr"
-low = 1e-3
-high = 1e-1
-[training]
-tokens = {tokens}
-batch_size = 2
-max_seq_len = 100
-[verdict]
-window = 1
-""")
+        files = {"checkpoint": str(golden), "dataset": f"{golden}/conversations.jsonl"}
+        path.write_text(fine_tune_text(name, (size, size), **files, tokens=tokens))
         return path
 
     return write
@@ -185,22 +162,7 @@ def network(tmp_path: Path) -> Callable[..., Path]:
 
     def write(name: str, size: int = 8, steps: int = 30) -> Path:
         path = tmp_path / f"{name}.toml"
-        path.write_text(f"""
-name = "{name}"
-model = "mlp"
-resolution = [{size}, {size}]
-[axes.y]
-knob = "output_lr"
-low = 1e-2
-high = 1e4
-[axes.x]
-knob = "input_lr"
-low = 1e-2
-high = 1e4
-[training]
-width = 4
-steps = {steps}
-""")
+        path.write_text(network_text(name, (size, size), steps=steps))
         return path
 
     return write

@@ -128,6 +128,18 @@ def kubectl_on(binary: Path, kubeconfig: Path, home: Path) -> Kubectl:
     return run
 
 
+# --- servers ---
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    """The address of an S3 server, empty for each file of tests."""
+    from standin.serving import s3_server
+
+    with s3_server() as address:
+        yield address
+
+
 # --- a hub, and commands in a process of their own: libraries read their environment once ---
 
 _COMMANDS = """

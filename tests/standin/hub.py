@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
+
+from standin.serving import http_server
 
 COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
 
@@ -158,13 +158,5 @@ def _json(content: Any) -> Response:
 def running_hub() -> Iterator[Hub]:
     """A hub that serves until the block ends."""
     hub = Hub()
-    server = make_server("127.0.0.1", 0, hub, threaded=True)
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with http_server(hub) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from werkzeug import Request, Response
-from werkzeug.serving import make_server
+
+from standin.serving import http_server
 
 COMMIT: Final = "c0ffee" + "0" * 34
 # stored apart from the repository, with its sha256: all others are git's own objects
@@ -198,14 +198,5 @@ def _sibling(name: str, path: Path) -> dict[str, Any]:
 def serving() -> Iterator[Weights]:
     """A running server."""
     weights = Weights()
-    application = Request.application(weights.answer)
-    server = make_server("127.0.0.1", 0, application, threaded=True)
-    weights.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with http_server(Request.application(weights.answer)) as weights.url:
         yield weights
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
