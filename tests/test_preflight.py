@@ -229,7 +229,8 @@ def test_without_rights_each_one_is_named_and_what_cannot_be_seen_is_said(
     problem = findings.problems[0]
     assert "in namespace fractal you may not create/get/list/patch/delete jobs.batch" in problem
     assert "get pods/log" in problem
-    assert "bind you to the Role fractal-k8s-user" in problem
+    assert "name you in the chart's rbac.users or rbac.groups" in problem
+    assert "bind you to the Role fractal-k8s-user of manifests/rbac.yaml" in problem
     for name, right in (("claim model", "get persistentvolumeclaims"), ("nodes", "list nodes")):
         state, text = state_of(findings, name)
         assert state == "skipped"

@@ -44,7 +44,9 @@ def root_option(*, required: bool) -> Callable[[F], F]:
     )
 
 
-@command.command("fill", cls=Command)
+@command.command(
+    "fill", cls=Command, interrupted="files that have come are kept; run the same command to go on"
+)
 @root_option(required=True)
 @click.option(
     "--model",
@@ -126,7 +128,9 @@ def status(root: Path | None, where: Where, as_json: bool) -> None:
         click.echo(_shelf_line(shelf))
 
 
-@command.command("verify", cls=Command)
+@command.command(
+    "verify", cls=Command, interrupted="nothing is said of the cache, and nothing was changed"
+)
 @root_option(required=False)
 @cluster_options
 @json_option

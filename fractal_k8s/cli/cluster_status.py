@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from fractal_k8s.backends.kube.jobs import NoJobError, find_sweep
 from fractal_k8s.backends.kube.progress import JobProgress, Progress, ProgressReader
-from fractal_k8s.backends.kube.site import read_site
+from fractal_k8s.cli.cluster_store import see_it, store_of, sweep_of
 from fractal_k8s.cli.common import duration, echo_json, open_store, per_second
 from fractal_k8s.cli.polling import Poller
 from fractal_k8s.cli.status import counts_text, tally_reader
@@ -19,7 +18,6 @@ from fractal_k8s.errors import (
     EXIT_INTERRUPTED,
     ClusterError,
     ForbiddenError,
-    FractalError,
     StoreError,
     UsageError,
 )
@@ -77,7 +75,7 @@ class View:
         self.cluster = cluster
         self.sweep_id = sweep_id
         self.reader = ProgressReader(cluster, sweep_id)
-        self._asked = store_uri
+        self.asked_store = store_uri
         self.store_uri: str | None = None
         # that pods write to
         self.pods_store = ""
@@ -97,7 +95,7 @@ class View:
         """
         jobs = self.reader.jobs()
         self.plan = self.reader.plan(jobs[-1])
-        self.store_uri = self._asked or store_of(jobs[-1])
+        self.store_uri = self.asked_store or store_of(jobs[-1])
         self.pods_store = jobs[-1].annotation(labels.STORE) or ""
         if self.store_uri is None:
             self._unreadable = "its Job names no store that this machine can read; give --store URI"
@@ -163,47 +161,6 @@ class View:
             return reader.refresh(budget)
 
         return look
-
-
-def store_of(job: SweepJob) -> str | None:
-    """The store of a Job as this machine may reach it; None if only pods can."""
-    return _reachable(job.annotation(labels.CLIENT_STORE) or job.annotation(labels.STORE))
-
-
-def _reachable(uri: str | None) -> str | None:
-    if uri is None or uri == labels.STORE_MOUNT or uri.startswith(f"{labels.STORE_MOUNT}/"):
-        return None
-    return uri
-
-
-def sweep_of(cluster: Cluster, text: str, store_uri: str | None, *, command: str) -> str:
-    """The id of the sweep whose Jobs `text` names, as `find_sweep` says.
-
-    Args:
-        command: shows the same of a store, where the outcomes stay when a Job has gone.
-
-    Raises:
-        UsageError: no sweep with a Job, with the command to go on with; or several.
-    """
-    try:
-        return find_sweep(cluster, text)
-    except NoJobError as error:
-        uri = store_uri or _site_store(cluster)
-        if uri is None:
-            raise
-        raise UsageError(
-            f"{error}; Jobs go a while after their end, outcomes stay, see: "
-            f"fractal-k8s {command} {shlex.quote(text)} --store {shlex.quote(uri)}"
-        ) from None
-
-
-def _site_store(cluster: Cluster) -> str | None:
-    """The store of new sweeps as this machine may reach it; None if nothing says so."""
-    try:
-        _, site = read_site(cluster)
-    except FractalError:
-        return None
-    return _reachable(site.get("client_store") or site.get("store"))
 
 
 def show(where: Where, text: str, store_uri: str | None, *, watch: bool, as_json: bool) -> None:
@@ -378,13 +335,15 @@ def status_lines(progress: Progress, view: View) -> list[str]:
                 "the next look goes on"
             )
     lines += [f"  {_job_line(job)}" for job in progress.jobs]
+    lines += _aggregator_lines(progress, view)
     if text := _use(progress):
         lines.append(f"  {text}")
     if progress.evicted:
         times = "once" if progress.evicted == 1 else f"{progress.evicted:,} times"
         lines.append(f"  {times} a pod was evicted or preempted, and replaced")
+    is_over = progress.is_finished and not progress.missing
     for trouble in progress.troubles[:_MOST_TROUBLES]:
-        lines += _trouble_lines(trouble, view)
+        lines += _trouble_lines(trouble, view, is_over=is_over)
     if len(progress.troubles) > _MOST_TROUBLES:
         lines.append(f"  and {len(progress.troubles) - _MOST_TROUBLES} other causes")
     lines += [f"  note: {note}" for note in progress.notes]
@@ -407,8 +366,9 @@ def _next_lines(progress: Progress, view: View) -> list[str]:
     elif progress.missing and (progress.is_finished or progress.state == "paused"):
         lines.append(f"  continue with: {command_line('resume', view)}")
     if progress.is_finished and not progress.missing and view.store_note() is None:
-        store = shlex.quote(view.store_uri or "")
-        lines.append(f"  see it with: fractal-k8s report {view.sweep_id} --store {store}")
+        given = view.asked_store
+        words = view.options if given is None else f"--store {shlex.quote(given)}"
+        lines.append(f"  see it with: {see_it(view.sweep_id, view.store_uri or '', words)}")
     return lines
 
 
@@ -428,6 +388,18 @@ def _lost(progress: Progress, view: View) -> str | None:
 def command_line(name: str, view: View) -> str:
     """The command that does `name` to the sweep on its cluster."""
     return f"fractal-k8s {name} {view.sweep_id} {view.options}"
+
+
+def _aggregator_lines(progress: Progress, view: View) -> list[str]:
+    """How the Job stands that draws the map."""
+    aggregator = progress.aggregator
+    if aggregator is None:
+        return []
+    said = f": {aggregator.said}" if aggregator.said else ""
+    lines = [f"  job/{aggregator.name}, which draws the map: {aggregator.state}{said}"]
+    if aggregator.state == "failed":
+        lines.append(f"      -> draw it with: {command_line('aggregate', view)}")
+    return lines
 
 
 def _points(progress: Progress) -> str:
@@ -483,7 +455,8 @@ def trouble_text(trouble: Trouble) -> str:
     return f"{count}{trouble.cause.what}"
 
 
-def _trouble_lines(trouble: Trouble, view: View) -> list[str]:
+def _trouble_lines(trouble: Trouble, view: View, *, is_over: bool) -> list[str]:
+    """A trouble with its examples, and what to do about it unless all is over and done."""
     text = trouble_text(trouble)
     if trouble.indexes:
         shown = [_index_text(view, job, index) for job, index in trouble.indexes]
@@ -494,7 +467,8 @@ def _trouble_lines(trouble: Trouble, view: View) -> list[str]:
     lines = [f"  ! {text}"]
     if trouble.cause.said:
         lines.append(f"      {trouble.cause.said}")
-    lines.append(f"      -> {trouble.cause.advice}")
+    if not is_over:
+        lines.append(f"      -> {trouble.cause.advice}")
     return lines
 
 
@@ -544,6 +518,7 @@ def facts(progress: Progress, view: View) -> dict[str, Any]:
         "cost_usd": use.usd,
         "use_is_exact": use.is_exact,
         "evicted": progress.evicted,
+        "aggregator": None if progress.aggregator is None else vars(progress.aggregator),
         "troubles": [
             {
                 "cause": trouble.cause.what,

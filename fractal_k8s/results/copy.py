@@ -71,6 +71,21 @@ def copy_sweep(folder: SweepStore, plan: Plan, target: Path) -> Copied:
     if files.get(folder.key(_PLAN)) == (text := plan.to_json().encode()):
         copied.num_skipped += 1
     files.put(folder.key(_PLAN), text)
+    try:
+        _copy_objects(folder, plan, files, todo, copied, receipt)
+    finally:  # also of a copy that is stopped, which then goes on
+        receipt.write()
+    return copied
+
+
+def _copy_objects(
+    folder: SweepStore,
+    plan: Plan,
+    files: LocalFiles,
+    todo: list[Entry],
+    copied: Copied,
+    receipt: _Receipt,
+) -> None:
     with ThreadPoolExecutor(max_workers=_READERS) as readers:
         for entry, data in zip(
             todo, readers.map(lambda entry: folder.files.get(entry.key), todo), strict=True
@@ -83,8 +98,6 @@ def copy_sweep(folder: SweepStore, plan: Plan, target: Path) -> Copied:
                 receipt.add(entry)
             else:
                 copied.problems.append(problem)
-    receipt.write()
-    return copied
 
 
 def _check_target(folder: SweepStore, plan: Plan, files: LocalFiles) -> None:

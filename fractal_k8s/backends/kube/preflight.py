@@ -200,7 +200,7 @@ def _rights(subject: Subject) -> Check:
         "rights",
         "problem",
         f"in {subject.place} you may not {what} (used by {', '.join(commands)}); ask whoever runs "
-        f"the cluster to bind you to the Role {rights.USER} of manifests/rbac.yaml",
+        f"the cluster to {rights.GRANTED}",
     )
 
 
