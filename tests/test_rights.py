@@ -151,7 +151,12 @@ def plant_pods(standin: StandIn, job: str, sweep: str) -> None:
 def plant_fill(standin: StandIn, job: str) -> None:
     """A Job that fills the claim `late`, and its pod, which has ended."""
     volume = {"name": "model", "persistentVolumeClaim": {"claimName": "late"}}
-    container = {"name": labels.FILL_CONTAINER, "image": "i:1", "args": ["cache", "fill"]}
+    container = {
+        "name": labels.FILL_CONTAINER,
+        "image": "i:1",
+        "args": ["cache", "fill"],
+        "volumeMounts": [{"name": "model", "mountPath": labels.MODEL_MOUNT}],
+    }
     spec = {"containers": [container], "volumes": [volume], "restartPolicy": "Never"}
     kind = {labels.COMPONENT: labels.CACHE_FILL}
     plant(

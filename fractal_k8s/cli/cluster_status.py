@@ -21,6 +21,7 @@ from fractal_k8s.errors import (
     StoreError,
     UsageError,
 )
+from fractal_k8s.manifest import labels
 from fractal_k8s.results.tally import Tally
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ _LAST_LOOK_S: Final = 20.0
 _MOST_TROUBLES: Final = 6
 
 
+class _NothingYetError(StoreError):
+    """The store holds nothing of the sweep."""
+
+
 class View:
     """A sweep on a cluster and its store, both looked at as often as asked."""
 
@@ -72,6 +77,10 @@ class View:
         self.reader = ProgressReader(cluster, sweep_id)
         self.asked_store = store_uri
         self.store_uri: str | None = None
+        # that pods write to
+        self.pods_store = ""
+        # looks at the store after which it must hold outcomes; None = no index is done yet
+        self._due: int | None = None
         self.plan: Plan | None = None
         self.store: Poller[Tally] | None = None
         self._unreadable: str | None = None
@@ -87,10 +96,13 @@ class View:
         jobs = self.reader.jobs()
         self.plan = self.reader.plan(jobs[-1])
         self.store_uri = self.asked_store or store_of(jobs[-1])
+        self.pods_store = jobs[-1].annotation(labels.STORE) or ""
         if self.store_uri is None:
             self._unreadable = "its Job names no store that this machine can read; give --store URI"
         else:
             self.store = Poller(self._store_look(self.plan, self.store_uri), _STORE_EVERY_S).start()
+        if any(job.completed for job in jobs):
+            self._due = 1
         return jobs
 
     def close(self) -> None:
@@ -105,7 +117,10 @@ class View:
         Raises:
             FractalError: as `ProgressReader.read`.
         """
-        return self.reader.read(None if self.store is None else self.store.value, jobs)
+        progress = self.reader.read(None if self.store is None else self.store.value, jobs)
+        if self._due is None and self.store is not None and any(job.done for job in progress.jobs):
+            self._due = self.store.calls + 2  # the look that is under way may have been too early
+        return progress
 
     def fresh(self, progress: Progress) -> Progress:
         """A look with what has been read of the store since."""
@@ -122,6 +137,14 @@ class View:
             return f"the store does not answer yet: {self.store_uri}"
         return None
 
+    def has_nothing(self) -> bool:
+        """Whether the store holds no outcome of the sweep though an index was done before."""
+        if self.store is None or self._due is None or self.store.calls < self._due:
+            return False
+        if isinstance(self.store.error, _NothingYetError):
+            return True
+        return self.store.value is not None and not self.store.value.objects
+
     def _store_look(self, plan: Plan, uri: str) -> Callable[[], Tally]:
         reader: TallyReader | None = None
 
@@ -132,7 +155,7 @@ class View:
                 self._keep = reader.keep
             folder = reader.folder
             if folder.files.get(folder.key("sweep.json")) is None:
-                raise StoreError(f"nothing of {plan.sweep.id} is in {uri} yet")
+                raise _NothingYetError(f"nothing of {plan.sweep.id} is in {uri} yet")
             # who waits for the first look waits for no second
             budget, self._budget_s = self._budget_s, _LATER_BUDGET_S
             return reader.refresh(budget)
@@ -326,18 +349,40 @@ def status_lines(progress: Progress, view: View) -> list[str]:
     lines += [f"  note: {note}" for note in progress.notes]
     if tally is not None:
         lines += [f"  problem: {problem}" for problem in tally.problems]
-    if (note := view.store_note()) is not None:
-        lines.append(f"  outcomes not shown: {note}")
-    if progress.missing and (progress.is_finished or progress.state == "paused"):
-        lines.append(f"  continue with: {command_line('resume', view)}")
-    if is_over and view.store_note() is None:
-        given = view.asked_store
-        words = view.options if given is None else f"--store {shlex.quote(given)}"
-        lines.append(f"  see it with: {see_it(sweep.id, view.store_uri or '', words)}")
+    lines += _next_lines(progress, view)
     if view.store_uri is not None:
         # without the options of the URI
         lines.append(f"  {view.store_uri.partition('?')[0].rstrip('/')}/{sweep.id}")
     return lines
+
+
+def _next_lines(progress: Progress, view: View) -> list[str]:
+    """What keeps outcomes from being shown, and what can be done next."""
+    lines = []
+    if (note := view.store_note()) is not None:
+        lines.append(f"  outcomes not shown: {note}")
+    if lost := _lost(progress, view):
+        lines.append(f"  problem: {lost}")
+    elif progress.missing and (progress.is_finished or progress.state == "paused"):
+        lines.append(f"  continue with: {command_line('resume', view)}")
+    if progress.is_finished and not progress.missing and view.store_note() is None:
+        given = view.asked_store
+        words = view.options if given is None else f"--store {shlex.quote(given)}"
+        lines.append(f"  see it with: {see_it(view.sweep_id, view.store_uri or '', words)}")
+    return lines
+
+
+def _lost(progress: Progress, view: View) -> str | None:
+    """That indexes are done whose outcomes are not where this machine looks for them."""
+    done = sum(job.done for job in progress.jobs)
+    if not view.has_nothing():
+        return None
+    here, theirs = (uri.partition("?")[0] for uri in (view.store_uri or "", view.pods_store))
+    what = "1 index is" if done == 1 else f"{done:,} indexes are"
+    return (
+        f"{what} done, and {here} has no outcome of the sweep: pods write to {theirs}; are the two "
+        "the same place (client_store, of the chart store.clientUri)? See also --store"
+    )
 
 
 def command_line(name: str, view: View) -> str:
@@ -487,7 +532,7 @@ def facts(progress: Progress, view: View) -> dict[str, Any]:
             for trouble in progress.troubles
         ],
         "store": view.store_uri,
-        "store_problem": view.store_note(),
+        "store_problem": _lost(progress, view) or view.store_note(),
         "outcome_objects": None if tally is None else tally.objects,
         "unread_objects": None if tally is None else tally.unread,
         "numerics_classes": None if tally is None else list(tally.classes),

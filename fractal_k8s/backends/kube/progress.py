@@ -28,6 +28,7 @@ from fractal_k8s.backends.kube.trouble import (
     run_seconds,
     seconds,
 )
+from fractal_k8s.backends.kube.waiting import gave_up_for_now, waiting_for_cache
 from fractal_k8s.errors import ClusterError, ForbiddenError, UsageError
 from fractal_k8s.manifest import labels
 from fractal_k8s.results.tally import Tally
@@ -285,10 +286,17 @@ class ProgressReader:
         except ForbiddenError as error:
             note = f"pods cannot be looked at: {error}"
             return _Pods(at=time.monotonic(), notes=(note,))
-        # what failed of a Job that has ended is another Job's by now
+        # what failed of a Job that has ended is another Job's by now; who waits for a cache has not
+        # failed, and is told as long as it lasts
         old = {job.name for job in jobs[:-1] if job.is_finished}
-        current = [pod for pod in (*failed, *pending) if job_of(pod) not in old]
+        current = [
+            pod
+            for pod in (*failed, *pending)
+            if job_of(pod) not in old and not gave_up_for_now(pod)
+        ]
         found = find_troubles(current, self._events, now=now)
+        if (waits := waiting_for_cache(self.cluster, jobs[-1], some)) is not None:
+            found = [waits, *found]
         for job in jobs:  # to name the points; an old Job's ConfigMap may be gone
             if any(place[0] == job.name for trouble in found for place in trouble.indexes):
                 with contextlib.suppress(ClusterError):
@@ -427,13 +435,17 @@ def _is_over(pod: Object) -> bool:
 def count_evicted(pods: Iterable[Object]) -> int:
     """How often pods were taken away, as far as some pods tell: such pods are often gone.
 
-    The pod that replaces one carries the count of its index.
+    The pod that replaces one carries the count of its index, with those that gave up waiting for a
+    cache; these stay, and are taken off.
     """
     counts: dict[tuple[str, int | None], int] = {}
+    waits: dict[tuple[str, int | None], int] = {}
     for pod in pods:
         place = (job_of(pod), index_of(pod))
         noted = int((pod["metadata"].get("annotations") or {}).get(_IGNORED, 0))
-        if condition(pod, "DisruptionTarget") is not None:
+        gave_up = gave_up_for_now(pod)
+        if gave_up or condition(pod, "DisruptionTarget") is not None:
             noted += 1
         counts[place] = max(counts.get(place, 0), noted)
-    return sum(counts.values())
+        waits[place] = waits.get(place, 0) + gave_up
+    return sum(max(0, count - waits[place]) for place, count in counts.items())
