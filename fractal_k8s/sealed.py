@@ -258,11 +258,49 @@ def being_filled(home: Path, tell: Callable[[str], None]) -> Iterator[bool]:
         UsageError: it cannot be written; RetryError: it may be written later.
     """
     with _errors_said(home):
-        home.mkdir(parents=True, exist_ok=True)
+        made = _make(home)
         with _locked(home, tell) as alone:
             if alone:  # so that what is on its way belongs to nobody who lives
                 drop_all(home.glob(f"{PART}*"))
-            yield alone
+            try:
+                yield alone
+            except BaseException:
+                if alone:
+                    _unmake(home, made)
+                raise
+
+
+def is_being_filled(home: Path) -> bool:
+    """Whether a process holds the folder's lock; true where its file system has no locks."""
+    try:
+        handle = os.open(home / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def _make(home: Path) -> list[Path]:
+    """Makes a folder; returns those that were not there, innermost first."""
+    made = [path for path in (home, *home.parents) if not path.exists()]
+    home.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def _unmake(home: Path, made: list[Path]) -> None:
+    """Removes folders that were made for nothing: no file but the lock lies there."""
+    inside = sorted(home.rglob("*"), reverse=True)
+    if home not in made or [path.name for path in inside if not path.is_dir()] != [LOCK]:
+        return
+    with contextlib.suppress(OSError):  # such as: others have put something there meanwhile
+        (home / LOCK).unlink()
+        for folder in (*(path for path in inside if path.is_dir()), *made):
+            folder.rmdir()
 
 
 def drop_all(paths: Iterable[Path]) -> None:
@@ -286,9 +324,23 @@ def _locked(home: Path, tell: Callable[[str], None]) -> Iterator[bool]:
         except OSError:  # some network file systems; names are unique, so that nothing breaks
             yield False
             return
+        if not _is_still(handle, home / LOCK):
+            # who had it has removed the folder, with nothing in it
+            _make(home)
+            with _locked(home, tell) as alone:
+                yield alone
+            return
         yield True
     finally:
         os.close(handle)
+
+
+def _is_still(handle: int, path: Path) -> bool:
+    """Whether an open file is the one that has a name now."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
