@@ -70,7 +70,10 @@ def fill_dataset(root: Path, reference: str, tell: Tell, *, replace: bool = Fals
     if found is None:
         goods = persistently(lambda: _dataset_goods(reference), tell)
         return fill(home, goods, tell, replace=replace)
-    return download(found, home, tell, replace=replace).seal
+    copy = download(found, home, tell, replace=replace)
+    if not copy.fetched:
+        tell(f"{home}: whole, every byte compared")
+    return copy.seal
 
 
 def keep_tokens(root: Path, tell: Tell) -> None:

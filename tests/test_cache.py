@@ -159,7 +159,13 @@ def test_a_newer_model_that_was_put_into_a_cache_is_not_taken(
     ],
 )
 def test_what_does_not_fit_together_is_not_whole(
-    manifest: str | None, ready: str | None, state: str, code: int, run: Run, root: Path
+    manifest: str | None,
+    ready: str | None,
+    state: str,
+    code: int,
+    run: Run,
+    root: Path,
+    golden: Path,
 ) -> None:
     home = root / "model"
     said, mark = home / sealed.MANIFEST, home / sealed.READY
@@ -174,6 +180,13 @@ def test_what_does_not_fit_together_is_not_whole(
     told = json.loads(run("cache", "status", "--root", str(root), "--json").stdout)["caches"]
     assert told[0]["state"] == state
     run("cache", "verify", "--root", str(root), code=code)
+    fill = ("cache", "fill", "--root", str(root), "--model", str(golden))
+    if state in ("cut short", "ready"):
+        assert "fetching" not in run(*fill).output  # every file is there
+    else:
+        assert "filled by other means" in run(*fill, code=2).output
+        run(*fill, "--replace")
+    run("cache", "verify", "--root", str(root))
 
 
 @pytest.mark.parametrize("name", ["../dataset/train.jsonl", "/etc/hostname", "a/../../x"])
@@ -219,7 +232,7 @@ def test_only_what_is_damaged_is_fetched_again(run: Run, root: Path, golden: Pat
     flip(weights)
     verify = ("cache", "verify", "--root", str(root))
     fill = ("cache", "fill", "--root", str(root), "--model", str(golden))
-    assert f"fetched again by: fractal-k8s {' '.join(fill)}" in run(*verify, code=65).output
+    assert f"mend it with: fractal-k8s {' '.join(fill)}" in run(*verify, code=65).output
     said = run(*fill).output
     assert said.count("bytes have changed: fetching again") == 1
     assert "fetching " + str(golden) in said

@@ -100,7 +100,7 @@ def fill(
         if not (alone or replace) and (found := standing(home, exact, tell, hashes=hashes)):
             shutil.rmtree(parts, ignore_errors=True)
             return found
-        seal = Seal(goods.kind, goods.source, goods.listing.exact, digest, facts, sealed.now())
+        seal = Seal(goods.kind, goods.source, exact, digest, facts, sealed.now())
         _place(home, parts, seal)
     tell(f"{home}: ready, {_count(seal.files)}, {_size(seal.size)}, sha256 {digest[:12]}...")
     return seal
@@ -147,6 +147,8 @@ def standing(home: Path, exact: str, tell: Tell, *, hashes: bool = True) -> Seal
         return None
     if others := mixed_in(home, seal):
         raise _stranger(home, others[0])
+    if (sealed.read_ready(home) or {}).get("digest", seal.digest) != seal.digest:
+        return None
     if hashes:
         began = time.monotonic()
         if sealed.damage(home, seal):
@@ -252,8 +254,8 @@ def _take_up(home: Path, parts: Path, goods: Goods, tell: Tell) -> None:
             with contextlib.suppress(OSError):  # there already, or no links: it is fetched
                 os.link(home / name, parts / name)
         if sealed.read_ready(home) is not None:
-            for problem in damage.values():
-                tell(f"{problem}: fetching again")
+            for name, problem in damage.items():
+                tell(f"{problem}: {'fetching' if name in goods.layout else 'making it'} again")
 
 
 def _fetch_all(goods: Goods, parts: Path, tell: Tell) -> dict[str, FileFacts]:

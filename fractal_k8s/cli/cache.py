@@ -189,7 +189,7 @@ def _remedy(root: Path, shelf: Shelf) -> str:
         return f"{shelf.name}: run the fill again, it goes on where it was: {shlex.join(words)}"
     if shelf.seal is None:
         words.append("--replace")
-    return f"{shelf.name}: what has changed is fetched again by: {shlex.join(words)}"
+    return f"{shelf.name}: mend it with: {shlex.join(words)}"
 
 
 def _source(seal: Seal) -> str:
