@@ -267,9 +267,10 @@ def _fetch_all(goods: Goods, parts: Path, tell: Tell) -> dict[str, FileFacts]:
         if target.is_file() and (known := _verified(target, blob)) is not None:
             facts[name] = known
     missing = [name for name in goods.layout if name not in facts]
-    _check_room(parts, sum(goods.blobs[name].size for name in missing))
+    size = sum(goods.blobs[name].size for name in missing)
+    _check_room(parts, size)
     if missing:
-        tell(f"fetching {goods.listing.exact}: {_count(missing)}, {_size(goods.size)}")
+        tell(f"fetching {goods.listing.exact}: {_count(missing)}, {_size(size)}")
     for name in missing:
         began = time.monotonic()
         facts[name] = _fetch(goods, name, parts / name)
