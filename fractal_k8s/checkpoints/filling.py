@@ -55,11 +55,6 @@ class Goods:
     check: Callable[[Path], str]
 
     @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(blob.size for blob in self.blobs.values())
-
-    @property
     def blobs(self) -> dict[str, Blob]:
         """The source's files by where they go."""
         return {name: self.listing.blobs[path] for name, path in self.layout.items()}
