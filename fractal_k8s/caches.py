@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from fractal_k8s import sealed
-from fractal_k8s.checkpoints.filling import Goods, Tell, add_file, fill, standing
+from fractal_k8s.checkpoints.filling import Goods, Tell, add_file, fill, persistently, standing
 from fractal_k8s.checkpoints.folder_source import list_files
 from fractal_k8s.checkpoints.listing import Listing
 from fractal_k8s.checkpoints.sources import list_reference, model_goods
@@ -40,22 +40,23 @@ class Shelf:
     home: Path
     # what it holds; None = it was not filled, or nothing says with what
     seal: Seal | None
-    # "ready", "being filled", "empty", "damaged", "ready, filled by other means"
+    # "ready", "being filled", "cut short", "empty", "damaged", "ready, filled by other means"
     state: str
 
 
 def fill_model(root: Path, reference: str, tell: Tell, *, replace: bool = False) -> Seal:
     """Fills `<root>/model` with the newest checkpoint of a source, unless it holds it.
 
-    Where it holds what an exact reference names nobody is asked.
+    Where it holds what an exact reference names, undamaged, nobody is asked.
 
     Raises:
         FractalError: see `checkpoints.filling.fill`.
     """
     home = root / MODEL
-    if not replace and (found := standing(home, reference)) is not None:
+    if not replace and (found := standing(home, reference, tell)) is not None:
         return found
-    return fill(home, model_goods(reference), tell, replace=replace)
+    goods = persistently(lambda: model_goods(reference), tell)
+    return fill(home, goods, tell, replace=replace)
 
 
 def fill_dataset(root: Path, reference: str, tell: Tell, *, replace: bool = False) -> Seal:
@@ -67,8 +68,12 @@ def fill_dataset(root: Path, reference: str, tell: Tell, *, replace: bool = Fals
     """
     home, found = root / DATASET, hub_set(reference)
     if found is None:
-        return fill(home, _dataset_goods(reference), tell, replace=replace)
-    return download(found, home, tell, replace=replace).seal
+        goods = persistently(lambda: _dataset_goods(reference), tell)
+        return fill(home, goods, tell, replace=replace)
+    copy = download(found, home, tell, replace=replace)
+    if not copy.fetched:
+        tell(f"{home}: whole, every byte compared")
+    return copy.seal
 
 
 def keep_tokens(root: Path, tell: Tell) -> None:
@@ -108,7 +113,7 @@ def problems(shelf: Shelf) -> list[str]:
 
     A folder that is not ready, or that was filled by other means, is a problem too.
     """
-    if shelf.seal is None or shelf.state in ("empty", "being filled"):
+    if shelf.seal is None or shelf.state in ("empty", "being filled", "cut short"):
         return [f"{shelf.home}: {shelf.state}; nothing to compare with"]
     found = [*sealed.damage(shelf.home, shelf.seal).values()]
     found += [
@@ -133,7 +138,11 @@ def _shelf(name: str, home: Path) -> Shelf:
         return Shelf(name, home, None, "ready, filled by other means")
     if ready is None:
         begun = home.is_dir() and any(path.is_dir() for path in home.glob(f"{sealed.FILLING}*"))
-        return Shelf(name, home, seal, "being filled" if begun or seal else "empty")
+        if not (begun or seal):
+            return Shelf(name, home, None, "empty")
+        return Shelf(
+            name, home, seal, "being filled" if sealed.is_being_filled(home) else "cut short"
+        )
     state = "ready" if sealed.read_whole(home) is not None else "damaged"
     return Shelf(name, home, seal, state)
 
@@ -149,6 +158,8 @@ def _dataset_goods(reference: str) -> Goods:
             "docvqa, docvqa@REVISION or hf:OWNER/NAME@REVISION"
         )
     text = reference.removeprefix(_CONVERSATIONS)
+    if not text:
+        raise UsageError(f"data set {reference!r}: which file? give {_CONVERSATIONS}FILE.jsonl")
     listing, name = _conversations(text)
     if not name.endswith((".jsonl", ".ndjson")):
         raise UsageError(
@@ -185,5 +196,5 @@ def check_dataset(folder: Path) -> str:
 
     path = folder / TRAIN
     if not sum(1 for _ in read_messages(path)):
-        raise CorruptError(f"{TRAIN} is empty")
+        raise CorruptError(f"{path}: is empty; give a file with one conversation a line")
     return sealed.file_sha256(path)

@@ -33,6 +33,8 @@ PART: Final = ".part-"
 
 _FORMAT: Final = 1
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# tries to open a lock while others remove its folder
+_OPENINGS: Final = 5
 # what a network file system says when it is not well
 _PASSING: Final = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY)
 
@@ -258,11 +260,43 @@ def being_filled(home: Path, tell: Callable[[str], None]) -> Iterator[bool]:
         UsageError: it cannot be written; RetryError: it may be written later.
     """
     with _errors_said(home):
-        home.mkdir(parents=True, exist_ok=True)
+        # innermost first
+        made = [path for path in (home, *home.parents) if not path.exists()]
         with _locked(home, tell) as alone:
             if alone:  # so that what is on its way belongs to nobody who lives
                 drop_all(home.glob(f"{PART}*"))
-            yield alone
+            try:
+                yield alone
+            except BaseException:
+                if alone:
+                    _unmake(home, made)
+                raise
+
+
+def is_being_filled(home: Path) -> bool:
+    """Whether a process holds the folder's lock; true where its file system has no locks."""
+    try:
+        handle = os.open(home / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def _unmake(home: Path, made: list[Path]) -> None:
+    """Removes folders that were made for nothing: no file but the lock lies there."""
+    inside = sorted(home.rglob("*"), reverse=True)
+    if home not in made or [path.name for path in inside if not path.is_dir()] != [LOCK]:
+        return
+    with contextlib.suppress(OSError):  # such as: others have put something there meanwhile
+        (home / LOCK).unlink()
+        for folder in (*(path for path in inside if path.is_dir()), *made):
+            folder.rmdir()
 
 
 def drop_all(paths: Iterable[Path]) -> None:
@@ -276,7 +310,7 @@ def drop_all(paths: Iterable[Path]) -> None:
 
 @contextlib.contextmanager
 def _locked(home: Path, tell: Callable[[str], None]) -> Iterator[bool]:
-    handle = os.open(home / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    handle = _open_lock(home)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -286,9 +320,31 @@ def _locked(home: Path, tell: Callable[[str], None]) -> Iterator[bool]:
         except OSError:  # some network file systems; names are unique, so that nothing breaks
             yield False
             return
+        if not _is_still(handle, home / LOCK):
+            # who had it has removed the folder, with nothing in it
+            with _locked(home, tell) as alone:
+                yield alone
+            return
         yield True
     finally:
         os.close(handle)
+
+
+def _open_lock(home: Path) -> int:
+    """A folder's lock, open; both are made where another process has just removed them."""
+    for _ in range(_OPENINGS):
+        with contextlib.suppress(FileNotFoundError):
+            home.mkdir(parents=True, exist_ok=True)
+            return os.open(home / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(home / LOCK))
+
+
+def _is_still(handle: int, path: Path) -> bool:
+    """Whether an open file is the one that has a name now."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

@@ -155,14 +155,20 @@ def test_a_newer_model_that_was_put_into_a_cache_is_not_taken(
 @pytest.mark.parametrize(
     ("manifest", "ready", "state", "code"),
     [
-        pytest.param("own", None, "being filled", EXIT_CORRUPT, id="no READY"),
+        pytest.param("own", None, "cut short", EXIT_CORRUPT, id="no READY"),
         pytest.param(None, "own", "ready, filled by other means", EXIT_CORRUPT, id="no manifest"),
         pytest.param("own", "other", "ready", EXIT_CORRUPT, id="READY of another model"),
         pytest.param("cut", "own", "damaged", EXIT_CORRUPT, id="half a manifest"),
     ],
 )
 def test_what_does_not_fit_together_is_not_whole(
-    manifest: str | None, ready: str | None, state: str, code: int, run: Run, root: Path
+    manifest: str | None,
+    ready: str | None,
+    state: str,
+    code: int,
+    run: Run,
+    root: Path,
+    golden: Path,
 ) -> None:
     home = root / "model"
     said, mark = home / sealed.MANIFEST, home / sealed.READY
@@ -177,6 +183,13 @@ def test_what_does_not_fit_together_is_not_whole(
     told = json.loads(run("cache", "status", "--root", str(root), "--json").stdout)["caches"]
     assert told[0]["state"] == state
     run("cache", "verify", "--root", str(root), code=code)
+    fill = ("cache", "fill", "--root", str(root), "--model", str(golden))
+    if state in ("cut short", "ready"):
+        assert "fetching" not in run(*fill).output  # every file is there
+    else:
+        assert "filled by other means" in run(*fill, code=2).output
+        run(*fill, "--replace")
+    run("cache", "verify", "--root", str(root))
 
 
 @pytest.mark.parametrize("name", ["../dataset/train.jsonl", "/etc/hostname", "a/../../x"])
@@ -215,18 +228,85 @@ def test_an_exact_reference_that_is_there_is_not_asked_for(run: Run, root: Path)
     )
 
 
-def test_what_is_damaged_is_fetched_again(run: Run, root: Path, golden: Path) -> None:
+def test_only_what_is_damaged_is_fetched_again(run: Run, root: Path, golden: Path) -> None:
     weights = root / "model/checkpoints/model_000300.pt"
+    tokenizer = root / "model/tokenizer/tokenizer.pkl"
+    inodes = [path.stat().st_ino for path in (weights, tokenizer)]
     flip(weights)
+    verify = ("cache", "verify", "--root", str(root))
     fill = ("cache", "fill", "--root", str(root), "--model", str(golden))
-    run(*fill)  # it is ready, and its sizes are right
-    run("cache", "verify", "--root", str(root), code=EXIT_CORRUPT)
-    run(*fill, "--replace")
-    run("cache", "verify", "--root", str(root))
+    assert f"mend it with: fractal-k8s {' '.join(fill)}" in run(*verify, code=65).output
+    said = run(*fill).output
+    assert said.count("bytes have changed: fetching again") == 1
+    assert "fetching " + str(golden) in said
+    assert ": 1 file," in said
+    run(*verify)
+    assert weights.stat().st_ino != inodes[0]
+    assert tokenizer.stat().st_ino == inodes[1]
     weights.write_bytes(weights.read_bytes()[:-1])
     assert "damaged" in run("cache", "status", "--root", str(root)).output
-    run(*fill)  # a size is seen without a look at the content
-    run("cache", "verify", "--root", str(root))
+    run(*fill)
+    run(*verify)
+    assert "4 files" in run(*fill).output
+    assert not [*root.rglob(f"{sealed.FILLING}*")]
+
+
+def test_damaged_data_of_a_file_are_mended_with_their_rows(
+    run: Run, root: Path, golden: Path
+) -> None:
+    [kept] = (root / "dataset").glob("*.npz")
+    fill = ("cache", "fill", "--root", str(root))
+    data = ("--dataset", f"conversations:{golden}/conversations.jsonl")
+    for path in (kept, root / "dataset/train.jsonl"):
+        flip(path)
+        assert "64 conversations tokenized" in run(*fill, *data).output
+        run("cache", "verify", "--root", str(root))
+
+
+def test_files_of_others_stay_where_a_fill_would_put_its_own(run: Run, golden: Path) -> None:
+    files = ["c/dataset/train.jsonl", "c/model/checkpoints/model_000300.pt"]
+    for name in files:
+        Path(name).parent.mkdir(parents=True)
+        Path(name).write_text("mine")
+    fill = ["cache", "fill", "--root", "c"]
+    data = ["--dataset", f"conversations:{golden}/conversations.jsonl"]
+    for asked in (["--model", str(golden)], data):
+        assert "no fill has put there" in run(*fill, *asked, code=2).output
+    assert [Path(name).read_text() for name in files] == ["mine", "mine"]
+    run(*fill, *data, "--replace")
+    assert Path(files[0]).read_bytes() == (golden / "conversations.jsonl").read_bytes()
+
+
+def test_a_fill_ends_with_the_command_that_trains_on_it(
+    run: Run, golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = ("cache", "fill", "--root", "a cache", "--model", str(golden))
+    assert "launch --checkpoint 'a cache/model'\n" in run(*fill).output
+    data = ("--dataset", f"conversations:{golden}/conversations.jsonl")
+    end = (
+        "launch --checkpoint 'a cache/model' --dataset 'conversations:a cache/dataset/train.jsonl'"
+    )
+    assert run(*fill, *data).output.endswith(f"{end}\n")
+    preset = ("launch", "--preset", "tiny", "--checkpoint")
+    assert f"of a cache give {Path.cwd()}/a cache/model" in run(*preset, "a cache", code=2).output
+    monkeypatch.setenv("FRACTAL_K8S_TERMINATION_LOG", "log")
+    assert "launch" not in run(*fill).output  # the log of a pod
+
+
+def test_a_fill_that_was_cut_short_is_told_from_one_that_goes_on(
+    run: Run, golden: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "c/model"
+    (home / f"{sealed.FILLING}0123456789/checkpoints").mkdir(parents=True)
+    status = ("cache", "status", "--root", str(tmp_path / "c"))
+    verify = ("cache", "verify", "--root", str(tmp_path / "c"))
+    assert "model    cut short" in run(*status).output
+    said = run(*verify, code=EXIT_CORRUPT).output
+    assert "it goes on where it was: fractal-k8s cache fill" in said
+    assert "--replace" not in said
+    with sealed.being_filled(home, quiet):
+        assert "model    being filled" in run(*status).output
+        assert "wait until it is ready" in run(*verify, code=EXIT_CORRUPT).output
 
 
 @pytest.mark.parametrize(
@@ -235,22 +315,33 @@ def test_what_is_damaged_is_fetched_again(run: Run, root: Path, golden: Path) ->
         pytest.param("fill --root c", "nothing to fetch", id="nothing"),
         pytest.param("fill --root c --dataset nonsense", "cannot be kept in a cache", id="data"),
         pytest.param("fill --root c --dataset conversations:x.jsonl", "no such file", id="file"),
+        pytest.param("fill --root c --dataset conversations:.", "is a folder", id="a folder"),
+        pytest.param("fill --root c --dataset conversations:", "which file?", id="no file"),
         pytest.param("fill --root c --model wandb:a/b", "such as", id="half a reference"),
+        pytest.param(["fill", "--root", "c", "--model", ""], "no source is named", id="no model"),
+        pytest.param(["fill", "--root", "", "--model", "x"], "is empty; name a folder", id="root"),
+        pytest.param(["verify", "--root", ""], "is empty; name a folder", id="an empty root"),
         pytest.param("status", "give --root DIR, or --context", id="which"),
         pytest.param("verify --root c", "holds no cache", id="nothing to verify"),
         pytest.param("status --root c --context x", "leave out --context", id="both"),
     ],
 )
-def test_misuse_is_told_in_a_sentence(arguments: str, words: str, run: Run) -> None:
-    assert words in run("cache", *arguments.split(), code=2).output
+def test_misuse_is_told_in_a_sentence(arguments: str | list[str], words: str, run: Run) -> None:
+    typed = arguments.split() if isinstance(arguments, str) else arguments
+    assert words in run("cache", *typed, code=2).output
+    assert not Path("model").exists()
     assert not Path("c").exists()
 
 
 def test_data_that_are_no_conversations_are_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"messages": []\n')
     fill = ("cache", "fill", "--root", "c", "--dataset", "conversations:bad.jsonl")
-    assert "line 1" in run(*fill, code=EXIT_CORRUPT).output
+    said = run(*fill, code=EXIT_CORRUPT).output
+    assert f"{tmp_path}/bad.jsonl@" in said
+    assert ": bad.jsonl line 1: not valid JSON" in said
+    assert sealed.FILLING not in said
     assert "empty" in run("cache", "status", "--root", "c").output
+    assert not Path("c").exists()  # it was made for nothing
 
 
 def test_a_data_set_of_a_bucket_is_kept(
@@ -298,6 +389,9 @@ def test_kept_rows_are_what_is_read(root: Path, golden: Path) -> None:
 
     kept = path.with_name(tokens_name(path, tokenizer.sha256))
     save_tokens(path, Shifted(), tokenizer.sha256, kept)
+    # a whole file with other rows, which is not the one that was sealed
+    assert read_dataset(str(path), tokenizer, 10**6).rows == before
+    sealed.with_file(kept.parent, kept.name, sealed.facts_of(kept))
     after = read_dataset(str(path), tokenizer, 10**6).rows
     assert [len(row.ids) for row in after] == [len(row.ids) for row in before]
     assert after != before
@@ -553,7 +647,7 @@ def test_the_job_that_fills_a_cluster_s_cache_is_told_of(
     kubectl("create", "-f", "-", stdin=shown.stdout)
     log = verdict(kubectl, shown.stderr)
     assert "model_000300.pt: its sha256 is" in log
-    assert "--set fill.again=WORD --set fill.replace=true" in log
+    assert "model: mend it with: helm upgrade ... --set fill.again=WORD" in log
 
 
 def write_site(place: StandIn, settings: dict[str, Any]) -> None:
@@ -707,6 +801,6 @@ def test_a_cache_of_the_hub_is_mended_and_replaced(
 def test_data_that_are_being_fetched_are_told(tmp_path: Path) -> None:
     home = tmp_path / "dataset"
     home.mkdir()
-    with written(home, alone=True):
+    with sealed.being_filled(home, quiet), written(home, alone=True):
         assert caches.look(tmp_path)[1].state == "being filled"
     assert caches.look(tmp_path)[1].state == "empty"

@@ -359,7 +359,7 @@ def codes_of(standin: StandIn, job: str) -> list[int]:
     ]
 
 
-def test_a_damaged_cache_is_fetched_again_with_one_command(
+def test_a_damaged_cache_is_mended_with_one_command(
     helm: Helm,
     standin: StandIn,
     values: Path,
@@ -373,7 +373,7 @@ def test_a_damaged_cache_is_fetched_again_with_one_command(
     damaged = volumes["fractal-dataset"] / "train.jsonl"
     whole = damaged.read_bytes()
     damaged.write_bytes(whole.replace(b"a", b"b"))
-    again = ("--set", "fill.again=2,fill.replace=true")
+    again = ("--set", "fill.again=2")
     helm.on_cluster("upgrade", RELEASE, CHART, "-f", values, *options, *again)
     (job,) = fills(standin)
     assert job_ended(standin, job) == "Complete"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -23,7 +24,7 @@ from werkzeug import Response
 
 from conftest import Run
 from faults import Fault, FaultyProxy
-from fractal_k8s import sealed
+from fractal_k8s import caches, sealed
 from fractal_k8s.checkpoints import bucket_source, filling, wandb_source
 from fractal_k8s.checkpoints.files import find_checkpoint
 from fractal_k8s.checkpoints.filling import fill
@@ -31,7 +32,14 @@ from fractal_k8s.checkpoints.layout import model_layout
 from fractal_k8s.checkpoints.listing import Blob, first_line
 from fractal_k8s.checkpoints.sources import list_source, model_goods
 from fractal_k8s.checkpoints.standin import save_encoding, stand_in_encoding
-from fractal_k8s.errors import CorruptError, FractalError, RetryError, SweepError, UsageError
+from fractal_k8s.errors import (
+    EXIT_CORRUPT,
+    CorruptError,
+    FractalError,
+    RetryError,
+    SweepError,
+    UsageError,
+)
 from fractal_k8s.references import parse_reference
 from fractal_k8s.results.store import Store
 from fractal_k8s.sweep.definition import Sweep
@@ -413,8 +421,10 @@ def test_a_tokenizer_of_another_model_is_refused(model: Path, tmp_path: Path) ->
 def test_weights_that_were_cut_short_at_the_source_are_refused(model: Path, tmp_path: Path) -> None:
     weights = model / MODEL
     weights.write_bytes(weights.read_bytes()[:-5000])
-    with pytest.raises(CorruptError, match="damaged or truncated"):
+    with pytest.raises(CorruptError, match="damaged or truncated") as caught:
         fill(tmp_path / "model", model_goods(str(model)), quiet)
+    assert f": {MODEL}: damaged" in str(caught.value)
+    assert not (tmp_path / "model").exists()
 
 
 class Evil:
@@ -465,6 +475,30 @@ def test_a_folder_with_all_files_side_by_side_is_a_checkpoint(golden: Path, tmp_
     shutil.copytree(golden / "checkpoints", flat)
     shutil.copytree(golden / "tokenizer", flat, dirs_exist_ok=True)
     assert find_checkpoint(flat).digest() == find_checkpoint(golden).digest()
+
+
+def test_only_the_folders_of_models_are_looked_into(model: Path, monkeypatch: Any) -> None:
+    before = list_source(str(model))
+    deep = model / "homes/of/others"
+    deep.mkdir(parents=True)
+    (deep / "model_000999.pt").write_bytes(b"x")
+    (model / "notes.txt").write_text("x")
+    (model / "gone").symlink_to("nowhere")
+    monkeypatch.setattr(Path, "rglob", None)
+    after = list_source(str(model))
+    assert after.exact == before.exact
+    assert [*after.blobs] == [*before.blobs]
+
+
+def test_a_source_that_is_away_is_asked_again_and_then_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    said: list[str] = []
+    with pytest.raises(RetryError, match=r"check the network and its proxy \(HTTPS_PROXY\)"):
+        caches.fill_model(tmp_path / "c", "hf:team/d4@main", said.append)
+    assert [line.rpartition("; ")[2] for line in said] == ["trying again in 0 s"] * 3
+    assert not (tmp_path / "c").exists()
 
 
 # --- filling ---
@@ -534,6 +568,18 @@ def test_processes_that_fill_at_once_fetch_once(model: Path, golden: Path, tmp_p
     digest = find_checkpoint(golden).digest()
     assert all(f"digest {digest}" in output for output in outputs)
     assert "".join(outputs).count(f"got {MODEL}") == 1
+
+
+def test_who_waited_for_a_fill_that_came_to_nothing_fills(model: Path, tmp_path: Path) -> None:
+    home = tmp_path / "a/model"
+    with contextlib.suppress(KeyboardInterrupt), sealed.being_filled(home, quiet):
+        process = filling_process(model, home, 0)
+        assert process.stdout is not None
+        assert "waiting for another process" in process.stdout.readline()
+        raise KeyboardInterrupt
+    assert "digest" in process.communicate(timeout=60)[0]
+    assert sealed.read_whole(home) is not None
+    assert (home / sealed.LOCK).exists()
 
 
 def test_a_fill_that_is_killed_goes_on_where_it_was(model: Path, tmp_path: Path) -> None:
@@ -754,6 +800,45 @@ def test_a_sweep_is_launched_from_a_reference_and_stored_with_what_it_meant(
     assert again == sweep_id
     # and it is the same sweep as one of a folder with the same files
     assert json.loads(run(*launch, str(golden)).stdout)["sweep"] == sweep_id
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        pytest.param("docvqa@v1", "fetch it with `fractal-k8s data download", id="hub"),
+        pytest.param("conversations:nothing.jsonl", "no such file", id="file"),
+    ],
+)
+def test_data_are_looked_for_before_weights_are_fetched(
+    dataset: str, words: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FRACTAL_K8S_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody is asked
+    for checkpoint in ("hf:team/d4@main", "pretrained:tiny"):
+        launch = ("launch", "--preset", "tiny", "--checkpoint", checkpoint, "--dataset", dataset)
+        assert words in run(*launch, code=2).output
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_fetched_copy_that_has_changed_is_not_trained_on(
+    run: Run,
+    weights: Weights,
+    golden: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FRACTAL_K8S_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "tuned.toml").write_text(SWEEP.replace("FILE", f"{golden}/conversations.jsonl"))
+    launch = ("launch", "tuned.toml", "--backend", "inline", "--checkpoint", "hf:team/d4@main")
+    run(*launch)
+    [meta] = (tmp_path / "cache").rglob("meta_000300.json")
+    text = meta.read_text()
+    meta.write_text(text.replace(" ", "\n", 1))
+    assert len(meta.read_text()) == len(text) != 0
+    said = run(*launch, code=EXIT_CORRUPT).output
+    assert "has changed since it was fetched; remove that folder" in said
+    shutil.rmtree(meta.parent.parent)
+    run(*launch)
 
 
 def test_on_a_cluster_a_reference_is_told_apart_from_what_the_claim_holds(

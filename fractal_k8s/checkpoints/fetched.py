@@ -8,9 +8,9 @@ from pathlib import Path
 
 from fractal_k8s import sealed
 from fractal_k8s.checkpoints.cache import cache_folder
-from fractal_k8s.checkpoints.filling import Tell, fill
+from fractal_k8s.checkpoints.filling import Tell, fill, persistently
 from fractal_k8s.checkpoints.sources import model_goods
-from fractal_k8s.errors import UsageError
+from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.references import Reference, parse_reference
 
 
@@ -46,6 +46,24 @@ def fetched_folder(reference: Reference) -> Path:
     return fetched_home(reference)
 
 
+def check_digest(text: str, digest: str) -> None:
+    """Compares a checkpoint's digest with what was noted when its reference was fetched.
+
+    Raises:
+        CorruptError: it is another.
+    """
+    reference = parse_reference(text)
+    if reference is None or not reference.is_exact:
+        return
+    home = fetched_home(reference)
+    seal = sealed.read_whole(home)
+    if seal is not None and seal.digest != digest:
+        raise CorruptError(
+            f"checkpoint {text}: the copy in {home} has changed since it was fetched; remove that "
+            "folder, and launch fetches it again"
+        )
+
+
 def fetch(reference: Reference, tell: Tell) -> Reference:
     """The exact reference of a model that this machine's cache then holds.
 
@@ -56,9 +74,9 @@ def fetch(reference: Reference, tell: Tell) -> Reference:
     """
     if is_fetched(reference):
         return reference
-    goods = model_goods(reference.text)
+    goods = persistently(lambda: model_goods(reference.text), tell)
     exact = _exact(goods.listing.exact)
-    fill(fetched_home(exact), goods, tell)
+    fill(fetched_home(exact), goods, tell, hashes=False)  # `check_digest` comes
     return exact
 
 

@@ -63,8 +63,10 @@ def find_checkpoint(folder: Path) -> CheckpointFiles:
         if path.is_dir() and any(MODEL_FILE.fullmatch(file.name) for file in path.iterdir())
     ]
     if not candidates:
+        inside = "" if not (folder / "model").is_dir() else f"; of a cache give {folder / 'model'}"
         raise UsageError(
             f"checkpoint {folder}: holds no model_<step>.pt, nor does its checkpoints/ folder"
+            f"{inside}"
         )
     if len(candidates) > 1:
         names = ", ".join(str(path) for path in candidates)
@@ -118,10 +120,10 @@ def check_sums(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
-        raise CorruptError(f"{path}: damaged or truncated; fetch the checkpoint again") from None
+        raise CorruptError(f"{path}: damaged or truncated; get a whole copy of it") from None
     except OSError as error:
         raise unreadable(path, error) from None
     if damaged is not None:
         raise CorruptError(
-            f"{path}: damaged: {damaged} does not match its check sum; fetch the checkpoint again"
+            f"{path}: damaged: {damaged} does not match its check sum; get a whole copy of it"
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import random
 import secrets
@@ -18,13 +19,14 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from fractal_k8s import sealed
 from fractal_k8s.checkpoints.listing import Blob, Listing, sums_of
 from fractal_k8s.errors import CorruptError, RetryError, UsageError
 from fractal_k8s.sealed import PART, FileFacts, Seal
 
+T = TypeVar("T")
 Tell = Callable[[str], None]
 
 # downloads of one file, and the waits between them, which are drawn from half of it to all of it
@@ -53,45 +55,47 @@ class Goods:
     check: Callable[[Path], str]
 
     @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(blob.size for blob in self.blobs.values())
-
-    @property
     def blobs(self) -> dict[str, Blob]:
         """The source's files by where they go."""
         return {name: self.listing.blobs[path] for name, path in self.layout.items()}
 
 
-def fill(home: Path, goods: Goods, tell: Tell, *, replace: bool = False) -> Seal:
+def fill(
+    home: Path, goods: Goods, tell: Tell, *, replace: bool = False, hashes: bool = True
+) -> Seal:
     """The seal of a folder that holds the goods; they are fetched if it does not hold them yet.
 
+    Of what it holds only files that have changed since are fetched.
+
     Args:
-        tell: gets lines of progress; none if everything is there.
+        tell: gets lines of progress.
         replace: fetch everything again, and throw out what else the folder was filled with.
+        hashes: compare every byte of what is there with its seal; else only sizes.
 
     Raises:
         UsageError: it holds something else, or cannot be written, or there is no room.
         CorruptError: what arrives is not what the source says, however often.
         RetryError: the source does not answer.
     """
-    if not replace and (found := standing(home, goods.listing.exact)) is not None:
+    exact = goods.listing.exact
+    if not replace and (found := standing(home, exact, tell, hashes=hashes)) is not None:
         return found
     with sealed.being_filled(home, tell) as alone:
-        if not replace and (found := standing(home, goods.listing.exact)) is not None:
+        if not replace and (found := standing(home, exact, tell, hashes=hashes)) is not None:
             return found
         _refuse_others(home, goods, replace)
-        exact = hashlib.sha256(goods.listing.exact.encode()).hexdigest()
+        name = sealed.FILLING + hashlib.sha256(exact.encode()).hexdigest()[:10]
         # where there are no locks, each process has a folder of its own
-        own = "" if alone else f"-{secrets.token_hex(4)}"
-        parts = home / f"{sealed.FILLING}{exact[:10]}{own}"
+        parts = home / (name if alone else f"{name}-{secrets.token_hex(4)}")
         _sweep_out(home, keep=parts, alone=alone)
+        if not replace:
+            _take_up(home, parts, goods, tell)
         facts = _fetch_all(goods, parts, tell)
         digest = _checked(goods, parts)
-        if not alone and not replace and (found := standing(home, goods.listing.exact)):
+        if not (alone or replace) and (found := standing(home, exact, tell, hashes=hashes)):
             shutil.rmtree(parts, ignore_errors=True)
             return found
-        seal = Seal(goods.kind, goods.source, goods.listing.exact, digest, facts, sealed.now())
+        seal = Seal(goods.kind, goods.source, exact, digest, facts, sealed.now())
         _place(home, parts, seal)
     tell(f"{home}: ready, {_count(seal.files)}, {_size(seal.size)}, sha256 {digest[:12]}...")
     return seal
@@ -123,8 +127,12 @@ def add_file(home: Path, name: str, write: Callable[[Path], None]) -> Seal:
         return sealed.with_file(home, name, facts)
 
 
-def standing(home: Path, exact: str) -> Seal | None:
-    """The folder's seal if it is ready and holds what an exact reference names.
+def standing(home: Path, exact: str, tell: Tell, *, hashes: bool = True) -> Seal | None:
+    """The folder's seal if it is ready, undamaged, and holds what an exact reference names.
+
+    Args:
+        tell: gets a line on what was compared.
+        hashes: compare contents too, which reads every byte.
 
     Raises:
         UsageError: and other files beside it, which might be taken for a part of it.
@@ -134,6 +142,14 @@ def standing(home: Path, exact: str) -> Seal | None:
         return None
     if others := mixed_in(home, seal):
         raise _stranger(home, others[0])
+    if (sealed.read_ready(home) or {}).get("digest", seal.digest) != seal.digest:
+        return None
+    if hashes:
+        began = time.monotonic()
+        if sealed.damage(home, seal):
+            return None
+        seconds = time.monotonic() - began
+        tell(f"{home}: whole, {_count(seal.files)}, {_size(seal.size)} compared in {seconds:.1f} s")
     return seal
 
 
@@ -166,16 +182,16 @@ def _refuse_others(home: Path, goods: Goods, replace: bool) -> None:
                 f"{home}: holds {seal.resolved}, not {goods.listing.exact}, and workers may be "
                 "reading it; fill another folder (on a cluster another claim), or give --replace"
             )
-    known = {*(seal.files if seal else ()), *goods.layout}
+    known = seal.files if seal else ()
     strangers = [path for path in _lying(home, goods.layout) if path not in known]
     if strangers and not replace:
         raise _stranger(home, strangers[0])
 
 
 def _lying(home: Path, layout: Iterable[str]) -> list[str]:
-    """What lies in the folders of a layout, as relative paths."""
-    tops = sorted({name.partition("/")[0] for name in layout if "/" in name})
-    paths = [path for top in tops for path in sorted((home / top).rglob("*"))]
+    """What lies in the folders of a layout, and where its files go, as relative paths."""
+    tops = sorted({name.partition("/")[0] for name in layout})
+    paths = [path for top in tops for path in (home / top, *sorted((home / top).rglob("*")))]
     return [path.relative_to(home).as_posix() for path in paths if path.is_file()]
 
 
@@ -194,6 +210,49 @@ def _sweep_out(home: Path, keep: Path, *, alone: bool) -> None:
 # --- fetching ---
 
 
+def persistently(ask: Callable[[], T], tell: Tell) -> T:
+    """What a source answers; asked again after a pause while the trouble may pass.
+
+    Raises:
+        RetryError: it went on; says what can be done.
+    """
+    deadline = time.monotonic() + _MOST_S
+    for number in itertools.count(1):
+        try:
+            return ask()
+        except RetryError as error:
+            if number == _TRIES or time.monotonic() > deadline:
+                raise RetryError(
+                    f"{error}; run the same command again later, check the network and its proxy "
+                    "(HTTPS_PROXY), or copy the files here and name their folder"
+                ) from None
+            pause = _pause(number)
+            tell(f"{error}; trying again in {pause:.0f} s")
+        time.sleep(pause)
+    raise AssertionError("counting ends by a return or an error")
+
+
+def _pause(number: int) -> float:
+    """Seconds to wait after a try that failed, the first one being number 1."""
+    return _WAIT_S * 2.0 ** (number - 1) * random.uniform(0.5, 1)
+
+
+def _take_up(home: Path, parts: Path, goods: Goods, tell: Tell) -> None:
+    """Keeps what is undamaged of a folder that holds the goods, and tells what is not."""
+    with contextlib.suppress(CorruptError):
+        seal = sealed.read_seal(home)
+        if seal is None or seal.resolved != goods.listing.exact:
+            return
+        damage = sealed.damage(home, seal)
+        for name in {*seal.files} & {*goods.layout} - {*damage}:
+            (parts / name).parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # there already, or no links: it is fetched
+                os.link(home / name, parts / name)
+        if sealed.read_ready(home) is not None:
+            for name, problem in damage.items():
+                tell(f"{problem}: {'fetching' if name in goods.layout else 'making it'} again")
+
+
 def _fetch_all(goods: Goods, parts: Path, tell: Tell) -> dict[str, FileFacts]:
     """Brings every file to its place below `parts`; what is verified there stays."""
     parts.mkdir(exist_ok=True)
@@ -203,9 +262,10 @@ def _fetch_all(goods: Goods, parts: Path, tell: Tell) -> dict[str, FileFacts]:
         if target.is_file() and (known := _verified(target, blob)) is not None:
             facts[name] = known
     missing = [name for name in goods.layout if name not in facts]
-    _check_room(parts, sum(goods.blobs[name].size for name in missing))
+    size = sum(goods.blobs[name].size for name in missing)
+    _check_room(parts, size)
     if missing:
-        tell(f"fetching {goods.listing.exact}: {_count(missing)}, {_size(goods.size)}")
+        tell(f"fetching {goods.listing.exact}: {_count(missing)}, {_size(size)}")
     for name in missing:
         began = time.monotonic()
         facts[name] = _fetch(goods, name, parts / name)
@@ -239,7 +299,7 @@ def _fetch(goods: Goods, name: str, target: Path) -> FileFacts:
         if time.monotonic() > deadline:
             break
         if number < _TRIES:
-            time.sleep(_WAIT_S * 2 ** (number - 1) * random.uniform(0.5, 1))
+            time.sleep(_pause(number))
     raise problem
 
 
@@ -272,7 +332,16 @@ def _checked(goods: Goods, parts: Path) -> str:
     except (UsageError, CorruptError) as error:
         # nothing of it is worth keeping for another try
         shutil.rmtree(parts, ignore_errors=True)
-        raise CorruptError(f"{goods.listing.exact}: {error}") from None
+        raise CorruptError(
+            f"{goods.listing.exact}: {_at_source(str(error), goods, parts)}"
+        ) from None
+
+
+def _at_source(text: str, goods: Goods, parts: Path) -> str:
+    """A sentence on files on their way, with the names that the source has for them."""
+    for name, path in goods.layout.items():
+        text = text.replace(str(parts / name), path)
+    return text
 
 
 # --- placing ---

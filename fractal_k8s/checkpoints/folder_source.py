@@ -7,29 +7,46 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from fractal_k8s.checkpoints.files import TOKENIZER_FOLDER
+from fractal_k8s.checkpoints.files import ARTIFACT_FOLDER, TOKENIZER_FOLDER
+from fractal_k8s.checkpoints.layout import may_be_part
 from fractal_k8s.checkpoints.listing import Blob, Listing
 from fractal_k8s.checkpoints.tokenizer import FILE_NAME as TOKENIZER_FILE
-from fractal_k8s.errors import UsageError
+from fractal_k8s.errors import UsageError, unreadable
 
 
 def list_folder(path: Path) -> Listing:
-    """The files below a folder, and the tokenizer that lies beside it or one further up.
+    """The files of a folder's models, and the tokenizer that lies beside it or one further up.
 
-    Its exact reference changes with their sizes and times.
+    Looked for where `files.find_checkpoint` looks, whatever else lies below the folder. Its exact
+    reference changes with their sizes and times.
 
     Raises:
-        UsageError: there is no such folder.
+        UsageError: there is no such folder, or it may not be read.
     """
     if not path.is_dir():
         raise UsageError(f"{path}: no such folder")
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    stages = sorted(path.glob("*_checkpoints/*"))
+    homes = [path, path / ARTIFACT_FOLDER, path / TOKENIZER_FOLDER, *stages]
+    homes += [stage / TOKENIZER_FOLDER for stage in (*stages, path / ARTIFACT_FOLDER)]
+    homes += [stage.parent / TOKENIZER_FOLDER for stage in stages]
+    files = [file for home in dict.fromkeys(homes) for file in _parts_of_models(home)]
     found = {file.relative_to(path).as_posix(): file for file in files}
     if not any(file.name == TOKENIZER_FILE for file in files):
         beside = (place / TOKENIZER_FOLDER / TOKENIZER_FILE for place in path.parents[:2])
         for file in [file for file in beside if file.is_file()][:1]:
             found[f"{TOKENIZER_FOLDER}/{TOKENIZER_FILE}"] = file
     return list_paths(path, found)
+
+
+def _parts_of_models(home: Path) -> list[Path]:
+    """The files of a folder that may be of a model, by their names."""
+    try:
+        files = sorted(home.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unreadable(home, error) from None
+    return [file for file in files if may_be_part(file.name) and file.is_file()]
 
 
 def list_files(paths: list[Path]) -> Listing:
@@ -39,6 +56,8 @@ def list_files(paths: list[Path]) -> Listing:
         UsageError: one is not there.
     """
     for path in paths:
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; give a .jsonl file")
         if not path.is_file():
             raise UsageError(f"{path}: no such file")
     return list_paths(paths[0], {path.name: path for path in paths})

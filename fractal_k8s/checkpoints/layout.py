@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Final
@@ -10,8 +11,18 @@ from fractal_k8s.checkpoints.files import ARTIFACT_FOLDER, MODEL_FILE, TOKENIZER
 from fractal_k8s.checkpoints.tokenizer import FILE_NAME as TOKENIZER_FILE
 from fractal_k8s.errors import UsageError
 
+_META_FILE: Final = re.compile(r"meta_\d+\.json")
 # nanochat's table of bytes per token, which a tokenizer may come with
 _BESIDE: Final = "token_bytes.pt"
+
+
+def may_be_part(name: str) -> bool:
+    """Whether a file of that name may be a part of what `model_layout` takes."""
+    return (
+        MODEL_FILE.fullmatch(name) is not None
+        or _META_FILE.fullmatch(name) is not None
+        or name in (TOKENIZER_FILE, _BESIDE)
+    )
 
 
 def model_layout(paths: Iterable[str], source: str, folder: str = "") -> dict[str, str]:

@@ -87,7 +87,7 @@ def staged(checkpoint: Path, target: Path, tell: Tell) -> Path:
     began = time.monotonic()
     lines: list[str] = []
     try:
-        size = fill(target, _as_goods(checkpoint), lines.append).size
+        size = fill(target, _as_goods(checkpoint), lines.append, hashes=False).size
     except (UsageError, RetryError) as error:
         sealed.drop_all(target.glob(f"{sealed.FILLING}*"))  # the room is the pod's
         tell(f"not staged, {checkpoint} is read where it is: {error}")

@@ -47,9 +47,7 @@ def load_weights(files: CheckpointFiles, *, mapped: bool = False) -> Weights:
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         if _is_short_of_memory(error):
             raise RetryError(f"{files.model}: no memory is left to read it") from None
-        raise CorruptError(
-            f"{files.model}: damaged or truncated; fetch the checkpoint again"
-        ) from None
+        raise CorruptError(f"{files.model}: damaged or truncated; get a whole copy of it") from None
     if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
         raise CorruptError(f"{files.model}: not a table of tensors")
     tensors = {str(name).removeprefix("_orig_mod."): tensor for name, tensor in loaded.items()}

@@ -15,6 +15,7 @@ from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.references import Reference, parse_reference
 
 _SCHEME = re.compile(r"([a-z][a-z0-9]+):")
+_SOURCES = "a folder, wandb:ENTITY/PROJECT/NAME:VERSION, hf:REPO@REVISION or s3://BUCKET/PREFIX"
 
 
 def list_source(text: str) -> Listing:
@@ -24,14 +25,13 @@ def list_source(text: str) -> Listing:
         UsageError: there is no such source, or it may not be read.
         RetryError: it does not answer.
     """
+    if not text:
+        raise UsageError(f"no source is named; give {_SOURCES}")
     reference = parse_reference(text)
     if reference is not None:
         return list_reference(reference)
     if (scheme := _SCHEME.match(text)) and not Path(text).exists():
-        raise UsageError(
-            f"{text!r}: no source {scheme[1]!r} is known; give a folder, "
-            "wandb:ENTITY/PROJECT/NAME:VERSION, hf:REPO@REVISION or s3://BUCKET/PREFIX"
-        )
+        raise UsageError(f"{text!r}: no source {scheme[1]!r} is known; give {_SOURCES}")
     return list_folder(Path(text).expanduser().absolute())
 
 

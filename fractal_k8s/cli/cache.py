@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from fractal_k8s.cli.common import Command, echo_json, json_option, size_text
+from fractal_k8s.cli.folder import Folder
 from fractal_k8s.cli.where import Where, cluster_options
 from fractal_k8s.errors import EXIT_CORRUPT, ForbiddenError
 from fractal_k8s.termination import VARIABLE
@@ -38,7 +40,7 @@ def root_option(*, required: bool) -> Callable[[F], F]:
     return click.option(
         "--root",
         required=required,
-        type=click.Path(path_type=Path, file_okay=False),
+        type=Folder(),
         metavar="DIR",
         help="The cache: a folder that has, or gets, model/ and dataset/.",
     )
@@ -69,12 +71,13 @@ def fill(root: Path, model: str | None, dataset: str | None, replace: bool, as_j
 
     Of a source the newest checkpoint and its tokenizer are fetched. Sizes and sums are compared
     with what the source says, weights are tied to their tokenizer, and the data set is tokenized
-    once. What is there already is left as it is; a fill that was cut short goes on where it was.
+    once. What is there already is read and compared, and only what has changed is fetched again; a
+    fill that was cut short goes on where it was.
 
     \b
-        fractal-k8s cache fill --root /cache --model wandb:TEAM/llm/sft:v7 --dataset docvqa
+        fractal-k8s cache fill --root cache --model wandb:TEAM/llm/sft:v7 --dataset docvqa
         fractal-k8s cache fill --root cache --model hf:karpathy/nanochat-d32@main
-        fractal-k8s launch --checkpoint cache/model --dataset conversations:FILE.jsonl
+        fractal-k8s cache fill --root cache --dataset conversations:FILE.jsonl
     """
     from fractal_k8s import caches, termination
 
@@ -97,6 +100,22 @@ def fill(root: Path, model: str | None, dataset: str | None, replace: bool, as_j
         return
     for seal in seals:
         click.echo(f"{seal.kind}: {seal.resolved}, {size_text(seal.size)}, sha256 {seal.digest}")
+    if termination.VARIABLE not in os.environ:  # in a pod nobody launches
+        click.echo(f"train with it: {_launching(root)}")
+
+
+def _launching(root: Path) -> str:
+    """The command that trains on what a cache holds."""
+    from fractal_k8s.caches import DATASET, MODEL, look
+    from fractal_k8s.data.splits import TRAIN
+
+    ready = {shelf.name: shelf.home for shelf in look(root) if shelf.state == "ready"}
+    words = ["fractal-k8s", "launch"]
+    if MODEL in ready:
+        words += ["--checkpoint", str(ready[MODEL])]
+    if DATASET in ready:
+        words += ["--dataset", f"conversations:{ready[DATASET] / TRAIN}"]
+    return shlex.join(words)
 
 
 @command.command("status", cls=Command)
@@ -162,18 +181,35 @@ def verify(root: Path | None, where: Where, as_json: bool) -> None:
             size = size_text(shelf.seal.size) if shelf.seal else ""
             click.echo("\n".join(wrong[name]) or f"{name}: whole, {size} compared")
     if any(wrong.values()):
-        click.echo(f"fetch it again with: {_fetching_again()}", err=True)
+        shelves = [shelf for name, shelf in found.items() if wrong[name]]
+        click.echo("\n".join(_remedy(_given(root), shelf) for shelf in shelves), err=True)
         sys.exit(EXIT_CORRUPT)
 
 
-def _fetching_again() -> str:
-    """How a damaged cache is filled anew: in a pod, by whoever runs the cluster."""
+def _remedy(root: Path, shelf: Shelf) -> str:
+    """What to do with a cache that is not whole: in a pod, by whoever runs the cluster."""
     if VARIABLE in os.environ:
         return (
-            "helm upgrade ... --set fill.again=WORD --set fill.replace=true, when no sweep reads "
-            "it; or fill another claim"
+            f"{shelf.name}: mend it with: helm upgrade ... --set fill.again=WORD, when no sweep "
+            "reads it; or fill another claim"
         )
-    return "fractal-k8s cache fill ... --replace"
+    if shelf.state == "being filled":
+        return f"{shelf.name}: a process fills it now; wait until it is ready"
+    source = "REF" if shelf.seal is None else _source(shelf.seal)
+    words = ["fractal-k8s", "cache", "fill", "--root", str(root), f"--{shelf.name}", source]
+    if shelf.state == "cut short":
+        return f"{shelf.name}: run the fill again, it goes on where it was: {shlex.join(words)}"
+    if shelf.seal is None:
+        words.append("--replace")
+    return f"{shelf.name}: mend it with: {shlex.join(words)}"
+
+
+def _source(seal: Seal) -> str:
+    """What to fill a cache from so that it holds the same again."""
+    from fractal_k8s.references import parse_reference
+
+    is_model = seal.kind == "model" and parse_reference(seal.resolved) is not None
+    return seal.resolved if is_model else seal.source
 
 
 def _given(root: Path | None) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from fractal_k8s.cli.common import Command, echo_json, json_option
+from fractal_k8s.cli.folder import Folder
 
 if TYPE_CHECKING:
     from fractal_k8s.data.conversations import Encoder
@@ -27,7 +28,7 @@ def command() -> None:
 @click.option(
     "--to",
     "folder",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Folder(),
     metavar="DIR",
     help="Folder to keep it in, instead of the cache, where sweeps look for it.",
 )
@@ -70,14 +71,14 @@ def download(reference: str, folder: Path | None, as_json: bool) -> None:
     "--to",
     "folder",
     required=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Folder(),
     metavar="DIR",
     help="Folder for train.jsonl and validation.jsonl.",
 )
 @click.option(
     "--tokenizer",
     required=True,
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=Folder(exists=True),
     metavar="DIR",
     help="Checkpoint or tokenizer folder whose tokens count.",
 )

@@ -189,8 +189,13 @@ def persistently(what: str, attempt: Callable[[], T], tell: Tell) -> T:
             raise
         except Exception as error:
             trouble = translated(error, what)
-            if not isinstance(trouble, RetryError) or pause is None:
+            if not isinstance(trouble, RetryError):
                 raise trouble from error
+            if pause is None:
+                raise RetryError(
+                    f"{trouble}; run the same command again later, check the network and its proxy "
+                    "(HTTPS_PROXY, HF_ENDPOINT), or name files of this machine"
+                ) from error
             wait = pause * (1 + random.random() / 2)
             tell(f"{trouble}; trying again in {wait:.0f} s")
             time.sleep(wait)

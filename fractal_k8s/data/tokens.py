@@ -14,9 +14,9 @@ from typing import Final
 
 import numpy as np
 
+from fractal_k8s import sealed
 from fractal_k8s.data.conversations import Encoder, Row, read_messages, render
 from fractal_k8s.errors import CorruptError
-from fractal_k8s.sealed import file_sha256
 
 # raised when the same conversation would be rendered to other ids
 _RENDERING: Final = 1
@@ -47,7 +47,7 @@ def save_tokens(path: Path, encoder: Encoder, tokenizer_sha256: str, target: Pat
         np.savez(
             file,
             rendering=np.array(_RENDERING),
-            source=np.array(file_sha256(path)),
+            source=np.array(sealed.file_sha256(path)),
             tokenizer=np.array(tokenizer_sha256),
             lengths=np.array([len(row) for row in ids], dtype=np.int64),
             ids=np.concatenate([empty, *ids]),
@@ -59,18 +59,22 @@ def save_tokens(path: Path, encoder: Encoder, tokenizer_sha256: str, target: Pat
 def load_tokens(path: Path, tokenizer_sha256: str) -> Iterator[Row] | None:
     """The rows of a file, whole, if they are kept beside it; else None.
 
-    What is damaged, of another release or of other contents counts as not kept.
+    What is damaged, of another release or of other contents counts as not kept, and so does what
+    the seal of its folder does not name with the same sum.
     """
     kept = path.with_name(tokens_name(path, tokenizer_sha256))
     if not kept.is_file():
         return None
     try:
+        seal = sealed.read_seal(kept.parent)
+        if seal is None or seal.files.get(kept.name) != sealed.facts_of(kept):
+            return None
         with kept.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if int(archive["rendering"]) != _RENDERING:
                 return None
             if str(archive["tokenizer"]) != tokenizer_sha256:
                 return None
-            if str(archive["source"]) != file_sha256(path):
+            if str(archive["source"]) != sealed.file_sha256(path):
                 return None
             lengths, ids = archive["lengths"], archive["ids"]
             trained = np.unpackbits(archive["trained"], count=int(lengths.sum())).astype(bool)

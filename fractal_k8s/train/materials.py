@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fractal_k8s.checkpoints import fetched
 from fractal_k8s.checkpoints.cache import cache_folder
-from fractal_k8s.checkpoints.fetched import fetched_folder, is_fetched
 from fractal_k8s.checkpoints.files import CheckpointFiles, find_checkpoint
 from fractal_k8s.checkpoints.tokenizer import Tokenizer, load_tokenizer
 from fractal_k8s.data.conversations import (
     Row,
     Rows,
+    read_messages,
     read_rows,
     render_rows,
     shuffled,
@@ -72,6 +73,7 @@ def load_materials(sweep: Sweep) -> Materials:
     files = find_checkpoint(checkpoint_folder(sweep))
     data = _dataset_reference(sweep)
     digest = files.digest()
+    fetched.check_digest(sweep.spec.checkpoint or "", digest)
     _check_digest("checkpoint", files.model, sweep.spec.checkpoint_digest, digest)
     weights = load_weights(files)
     try:
@@ -176,7 +178,7 @@ def has_checkpoint(sweep: Sweep) -> bool:
     if text.startswith(SCHEME):
         return cached_folder(text.removeprefix(SCHEME)).is_dir()
     if (reference := parse_reference(text)) is not None:
-        return is_fetched(reference)
+        return fetched.is_fetched(reference)
     return Path(text).expanduser().is_dir()
 
 
@@ -192,7 +194,7 @@ def checkpoint_folder(sweep: Sweep) -> Path:
     if text.startswith(SCHEME):
         return pretrained_folder(text.removeprefix(SCHEME))
     if (reference := parse_reference(text)) is not None:
-        return fetched_folder(reference)
+        return fetched.fetched_folder(reference)
     return Path(text).expanduser()
 
 
@@ -221,6 +223,17 @@ def has_dataset(sweep: Sweep) -> bool:
         return local_folder(found, cache_folder()) is not None
     file = reference.partition(":")[2]
     return bool(file) and Path(file).expanduser().exists()
+
+
+def require_dataset(sweep: Sweep) -> None:
+    """Looks whether the sweep's data are on this machine, as far as names and the first row tell.
+
+    Raises:
+        UsageError: they are not; CorruptError: they are damaged.
+    """
+    reference = _dataset_reference(sweep)
+    if named_set(reference) is None:
+        next(read_messages(_dataset_file(reference)), None)
 
 
 def is_fetchable(sweep: Sweep) -> bool:

@@ -15,6 +15,7 @@ from fractal_k8s.errors import FractalError, UsageError
 from fractal_k8s.references import parse_reference
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.train.corpus import Tell
+from fractal_k8s.train.materials import require_dataset
 from fractal_k8s.train.pretrain import pretrain
 from fractal_k8s.train.recipe import SCHEME, cached_folder, recipe_named
 
@@ -27,17 +28,19 @@ def provide_for(sweep: Sweep, tell: Tell) -> Sweep:
 
     What is named as `pretrained:NAME` is made and what lies elsewhere is fetched, unless this
     machine has it. A reference that may mean something else tomorrow becomes what it means now.
+    The data are looked for first: gigabytes of weights are of no use without them.
 
     Raises:
-        FractalError: it cannot be had, or one reference stands for a model of every depth and does
-            not say which.
+        FractalError: it cannot be had, the data are not on this machine, or one reference stands
+            for a model of every depth and does not say which.
     """
     text = sweep.spec.checkpoint or ""
-    if text.startswith(SCHEME):
-        provide(text.removeprefix(SCHEME), tell)
-        return sweep
     reference = parse_reference(text)
+    if reference is None and not text.startswith(SCHEME):
+        return sweep
+    require_dataset(sweep)
     if reference is None:
+        provide(text.removeprefix(SCHEME), tell)
         return sweep
     if not sweep.depths:
         return sweep.from_checkpoint(fetch(reference, tell).text)
