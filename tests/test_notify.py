@@ -233,7 +233,7 @@ def test_the_cronjob_asks_nothing_about_complete_sweeps(folder: SweepStore) -> N
 
 def test_the_job_tells_also_where_no_worker_has_stored_anything(chat: Chat, tmp_path: Path) -> None:
     jobs = failing(True)
-    watch = Watch(every_s=0.01, patience_s=0.0, jobs=lambda: jobs(SWEEP.id))
+    watch = Watch(every_s=0.01, patience_s=0.0, jobs=jobs)
     with pytest.raises(IncompleteError):
         aggregate_until(Store(str(tmp_path)), SWEEP.id, watch, allow_mixed=False, say=print)
     assert chat.texts == [f"{SWEEP.id}: 3 of 8 indexes of job have failed"]

@@ -226,7 +226,7 @@ def test_who_waits_sees_counts_in_between_and_everything_at_the_end(folder: Swee
     said: list[str] = []
     asked = 0
 
-    def jobs() -> JobsState:
+    def jobs(sweep_id: str) -> JobsState:
         """A cluster: more has come at the third look, and then the Job has ended."""
         nonlocal asked
         asked += 1

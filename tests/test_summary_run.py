@@ -30,9 +30,9 @@ from fractal_k8s.tracking.modes import MODE, PROJECT
 from standin.experiments import Experiments, serving
 from test_aggregate import ALL, PLAN, SWEEP, folder, put
 from test_results import outcome_of
-from test_s3 import bucket, server
+from test_s3 import bucket
 
-__all__ = ["bucket", "folder", "server"]  # fixtures
+__all__ = ["bucket", "folder"]  # fixtures
 
 KEY = "a1" * 20
 OTHER = "very-secret-" + "s3" * 14
