@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -24,6 +25,9 @@ from fractal_k8s.aggregate import Aggregation
 from fractal_k8s.aggregate.every import aggregate_all
 from fractal_k8s.aggregate.passes import Passes
 from fractal_k8s.aggregate.until import JobsState, Watch, aggregate_until
+from fractal_k8s.backends import Status
+from fractal_k8s.backends.k8s import K8sRun
+from fractal_k8s.dispatch import Attached
 from fractal_k8s.errors import ClusterError, ConflictError, IncompleteError, StoreError
 from fractal_k8s.results import schema
 from fractal_k8s.results.collect import collect
@@ -540,6 +544,15 @@ def test_points_that_are_not_one_map_are_told_at_once(folder: SweepStore) -> Non
     with pytest.raises(ConflictError, match="not one map"):
         aggregate_until(store, SWEEP.id, watch, allow_mixed=False, say=lines.append)
     assert lines == []
+
+
+def test_who_waits_for_a_job_is_told_that_its_points_are_not_one_map(folder: SweepStore) -> None:
+    """Not that every shard is done, as where the store cannot be written to from here."""
+    put(folder, range(20))
+    put(folder, range(20, 42), "b", numerics_class="other")
+    attached = Attached(PLAN, folder, cast("K8sRun", None))
+    with pytest.raises(ConflictError, match="not one map"):
+        attached.finish(Status(pending=0, done=2), allow_mixed=False)
 
 
 def test_a_store_that_is_away_when_the_job_ends_is_asked_again(
