@@ -20,6 +20,8 @@ _SUMMARY_POINT_BYTES: Final = 80
 # What every outcomes file holds besides rows, and the page with its script, figures and numbers.
 _OBJECT_BYTES: Final = 10_900
 _SUMMARY_BYTES: Final = 255_000
+# under its names, and for readers while it is replaced (`results.published`)
+_SUMMARY_COPIES: Final = 2
 POINT_BYTES: Final = _ROW_BYTES + _LOG_BYTES + _SUMMARY_POINT_BYTES
 
 # --- calls ---
@@ -33,8 +35,8 @@ _SHARD_READS: Final = 8
 _SHARD_WRITES: Final = 3
 # A flush puts the log and the outcomes.
 _FLUSH_WRITES: Final = 2
-# Of the summary: grid, two figures, page, numbers.
-_SUMMARY_WRITES: Final = 5
+# Of the summary: grid, two figures, page, numbers, each twice, and the manifest.
+_SUMMARY_WRITES: Final = 11
 # Reads of what launch needs (rights, claims, secrets, nodes, defaults, earlier objects) and the
 # three objects it creates: ConfigMap, Job, aggregator Job.
 _LAUNCH_CALLS: Final = 10
@@ -63,7 +65,7 @@ def storage(points: int, losses: int | None, shards: int) -> dict[str, int] | No
             shards * _OBJECT_BYTES + points * _ROW_BYTES + losses * _STORED_LOSS_BYTES
         ),
         "logs": points * _LOG_BYTES,
-        "summary": _SUMMARY_BYTES + points * _SUMMARY_POINT_BYTES,
+        "summary": _SUMMARY_COPIES * (_SUMMARY_BYTES + points * _SUMMARY_POINT_BYTES),
     }
     return {**parts, "total": sum(parts.values())}
 
