@@ -29,6 +29,7 @@ from fractal_k8s.backends.kube.site import read_site
 from fractal_k8s.environ import prepare_environment
 from fractal_k8s.errors import (
     ClusterError,
+    ConflictError,
     CorruptError,
     ForbiddenError,
     FractalError,
@@ -546,6 +547,7 @@ class Attached:
         """The picture of what is there now; None if it cannot be drawn from here.
 
         Raises:
+            ConflictError: the points are not one map.
             IncompleteError: points are missing or failed.
         """
         from fractal_k8s.aggregate import aggregate
@@ -553,9 +555,13 @@ class Attached:
         done = None
         if self.folder is not None:
             # where it can be read but not be written to, others draw the picture
-            with contextlib.suppress(StoreError):
-                whole = Plan(self.plan.sweep, Deal())
+            whole = Plan(self.plan.sweep, Deal())
+            try:
                 done = aggregate(self.folder, whole, allow_mixed=allow_mixed)
+            except ConflictError:
+                raise  # nobody draws it
+            except StoreError:
+                pass
         if done is not None and not done.summary["complete"]:
             counts = done.summary["counts"]
             text = f"{counts['missing']} points are missing and {counts['failed']} failed"

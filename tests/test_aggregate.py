@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -24,7 +25,10 @@ from fractal_k8s.aggregate import Aggregation
 from fractal_k8s.aggregate.every import aggregate_all
 from fractal_k8s.aggregate.passes import Passes
 from fractal_k8s.aggregate.until import JobsState, Watch, aggregate_until
-from fractal_k8s.errors import ClusterError, IncompleteError
+from fractal_k8s.backends import Status
+from fractal_k8s.backends.k8s import K8sRun
+from fractal_k8s.dispatch import Attached
+from fractal_k8s.errors import ClusterError, ConflictError, IncompleteError, StoreError
 from fractal_k8s.results import schema
 from fractal_k8s.results.collect import collect
 from fractal_k8s.results.files import Entry, LocalFiles
@@ -499,7 +503,7 @@ def test_until_every_index_has_ended_with_holes(folder: SweepStore) -> None:
     put(folder, range(20))
     states = [JobsState(False, {}), ClusterError("away"), JobsState(False, {})]
 
-    def jobs() -> JobsState:
+    def jobs(sweep_id: str) -> JobsState:
         state = states.pop(0) if states else JobsState(True, {})
         if isinstance(state, ClusterError):
             raise state
@@ -529,6 +533,64 @@ def test_a_sweep_of_which_nothing_is_stored_ends_with_a_sentence(tmp_path: Path)
     store = Store(str(tmp_path / "runs"))
     with pytest.raises(IncompleteError, match="no worker has stored anything in"):
         aggregate_until(store, SWEEP.id, watch, allow_mixed=False, say=silent)
+
+
+def test_points_that_are_not_one_map_are_told_at_once(folder: SweepStore) -> None:
+    """Waiting changes nothing: what is stored stays of two classes."""
+    put(folder, range(20))
+    put(folder, range(20, 30), "b", numerics_class="other")
+    lines: list[str] = []
+    store = Store(folder.files.uri)
+    watch = replace(QUICK, patience_s=3.0)
+    with pytest.raises(ConflictError, match="not one map"):
+        aggregate_until(store, SWEEP.id, watch, allow_mixed=False, say=lines.append)
+    assert lines == []
+
+
+def test_who_waits_for_a_job_is_told_that_its_points_are_not_one_map(folder: SweepStore) -> None:
+    """Not that every shard is done, as where the store cannot be written to from here."""
+    put(folder, range(20))
+    put(folder, range(20, 42), "b", numerics_class="other")
+    attached = Attached(PLAN, folder, cast("K8sRun", None))
+    with pytest.raises(ConflictError, match="not one map"):
+        attached.finish(Status(pending=0, done=2), allow_mixed=False)
+
+
+def test_a_store_that_is_away_when_the_job_ends_is_asked_again(
+    folder: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(folder, ALL)
+    away = [True, True]
+    listed = LocalFiles.entries
+
+    def entries(self: LocalFiles, prefix: str) -> list[Entry]:
+        if away and prefix.endswith("outcomes"):
+            away.pop()
+            raise StoreError("away")
+        return listed(self, prefix)
+
+    monkeypatch.setattr(LocalFiles, "entries", entries)
+    lines: list[str] = []
+    watch = replace(QUICK, jobs=lambda sweep_id: JobsState(True, {}))
+    store = Store(folder.files.uri)
+    _, done = aggregate_until(store, SWEEP.id, watch, allow_mixed=False, say=lines.append)
+    assert done.summary["complete"]
+    assert lines == ["away; trying again", "42 of 42 points, 1 objects read"]
+
+
+def test_a_cluster_is_asked_by_the_whole_id_of_a_sweep_that_a_person_names(
+    folder: SweepStore,
+) -> None:
+    put(folder, range(20))
+    asked: list[str] = []
+
+    def jobs(sweep_id: str) -> JobsState:
+        asked.append(sweep_id)
+        return JobsState(True, {})
+
+    watch = replace(QUICK, jobs=jobs)
+    aggregate_until(Store(folder.files.uri), "small", watch, allow_mixed=False, say=silent)
+    assert asked == [SWEEP.id]
 
 
 def test_it_waits_for_a_sweep_s_first_worker(tmp_path: Path) -> None:

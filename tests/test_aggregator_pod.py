@@ -266,7 +266,7 @@ def test_an_api_that_is_away_for_a_while_ends_nothing(inside: Inside, tmp_path: 
     folder = Store(str(tmp_path / "runs")).sweep(SWEEP.id)
     asked = 0
 
-    def ask() -> JobsState:
+    def ask(sweep_id: str) -> JobsState:
         nonlocal asked
         asked += 1
         if asked == 6:  # longer than patience would last without a word
@@ -276,7 +276,7 @@ def test_an_api_that_is_away_for_a_while_ends_nothing(inside: Inside, tmp_path: 
         elif asked == 9:
             folder.write_plan(PLAN)
             put(folder, ALL)
-        return JobsState(*ended_jobs(cluster, SWEEP.id))
+        return JobsState(*ended_jobs(cluster, sweep_id))
 
     watch = Watch(every_s=0.1, patience_s=0.45, jobs=ask)
     store = Store(str(tmp_path / "runs"))

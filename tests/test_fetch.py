@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from conftest import Run, mlp_sweep
 from fractal_k8s.aggregate.passes import Passes
 from fractal_k8s.errors import StoreError
 from fractal_k8s.results.copy import copy_sweep
-from fractal_k8s.results.files import LocalFiles
+from fractal_k8s.results.files import Entry, LocalFiles
 from fractal_k8s.results.store import Store, SweepStore
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.deal import Deal
@@ -83,6 +85,66 @@ def test_a_flipped_byte_is_fetched_again(stored: SweepStore, tmp_path: Path) -> 
     file.write_bytes(data)
     copy_sweep(stored, PLAN, tmp_path / "copy")
     assert file.read_bytes() == stored.files.get(stored.outcome_key("s0", "1"))
+
+
+@pytest.mark.parametrize("receipt", ["[]", "{", '{"%s": 5}', '{"%s": [1]}', '{"%s": null}'])
+def test_a_receipt_that_is_none_is_no_receipt(
+    receipt: str, stored: SweepStore, tmp_path: Path
+) -> None:
+    copied = copy_sweep(stored, PLAN, tmp_path / "copy")
+    place = tmp_path / "copy" / SWEEP.id / ".fetched.json"
+    place.write_text(receipt.replace("%s", stored.log_key("s0", "1")))
+    again = copy_sweep(stored, PLAN, tmp_path / "copy")
+    assert (again.num_files, again.problems) == (copied.num_files, [])
+    assert place.read_text().count(".parquet") == 6
+
+
+def test_what_was_written_again_within_a_second_is_fetched_again(
+    stored: SweepStore, tmp_path: Path
+) -> None:
+    """Object stores tell whole seconds: of the same size it looks the same."""
+    key = stored.log_key("s0", "1")
+    now = int(time.time()) * 10**9
+    for text in (b"first", b"later"):
+        stored.files.put(key, text)
+        os.utime(Path(stored.files.uri, key), ns=(now, now))
+        copy_sweep(stored, PLAN, tmp_path / "copy")
+        assert (tmp_path / "copy" / key).read_bytes() == text
+
+
+def test_nothing_is_written_outside_of_the_folder(stored: SweepStore, tmp_path: Path) -> None:
+    class Foreign(LocalFiles):
+        """With a name that a bucket takes, and a folder of this machine must not."""
+
+        key = f"{SWEEP.id}/logs/../../../evil"
+
+        def entries(self, prefix: str) -> list[Entry]:
+            more = [Entry(self.key, 1, 1)] if prefix.endswith("/logs") else []
+            return super().entries(prefix) + more
+
+        def get(self, key: str) -> bytes | None:
+            return b"x" if key == self.key else super().get(key)
+
+    (tmp_path / "at" / "copy").mkdir(parents=True)
+    foreign = SweepStore(Foreign(Path(stored.files.uri)), SWEEP.id)
+    (problem,) = copy_sweep(foreign, PLAN, tmp_path / "at" / "copy").problems
+    assert problem == f"{Foreign.key}: not a name that fractal-k8s gives; left out"
+    assert not (tmp_path / "at" / "evil").exists()
+    manifest = json.loads(stored.files.get(stored.key("summary", "manifest.json")) or b"")
+    manifest["files"]["../../../evil"] = manifest["files"].pop("map.png")
+    stored.files.put(stored.key("summary", "manifest.json"), json.dumps(manifest).encode())
+    problems = copy_sweep(stored, PLAN, tmp_path / "at" / "copy").problems
+    assert "manifest.json: not written by fractal-k8s" in problems[0]
+    assert not (tmp_path / "at" / "evil").exists()
+
+
+def test_counts_that_are_ahead_of_the_summary_stay_where_they_are(
+    stored: SweepStore, tmp_path: Path
+) -> None:
+    """They are gone as soon as there are new pictures; here they would stay."""
+    stored.files.put(stored.key("summary", "progress.json"), b"{}")
+    copy_sweep(stored, PLAN, tmp_path / "copy")
+    assert not (tmp_path / "copy" / SWEEP.id / "summary" / "progress.json").exists()
 
 
 def test_what_is_damaged_is_named(stored: SweepStore, run: Run, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Times are those of a store that tells whole seconds, and of a clock that the tes
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import shutil
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from conftest import mlp_sweep
-from fractal_k8s.aggregate import aggregate, grid_table
+from fractal_k8s.aggregate import aggregate, grid_table, write_figures
 from fractal_k8s.aggregate.every import aggregate_all
 from fractal_k8s.results import collect as collecting
 from fractal_k8s.results import schema
@@ -274,6 +275,53 @@ def test_a_map_shows_its_zooms_as_they_are_however_many_passes(tmp_path: Path) -
     numbers = store.sweep(child).read_summary() or {}
     (shown,) = after["family"]["children"]
     assert shown["coverage"] == numbers["coverage"] == 1.0
+
+
+def test_what_only_says_that_it_is_a_zoom_costs_no_map(tmp_path: Path) -> None:
+    store, parent, child = zoomed(tmp_path / "store")
+    boxes = ("x", [1], [[1, 2], [3, "4"]], [[1, 2], [3, float("nan")]], [[10**400, 2], [3, 4]], 7)
+    odd: list[Any] = [{"origin": {"parent": parent, "box": box}} for box in boxes]
+    odd += [{"origin": {"parent": [parent], "box": None}}, {"origin": parent}]
+    for number, fields in enumerate(odd):
+        text = json.dumps({"sweep": {"resolution": [6, 7], **fields}})
+        store.files.put(f"foreign{number}/sweep.json", text.encode())
+    store.files.put(f"{child}/summary/analysis.json", b"[1]")
+    assert {name: visit for name, visit in every(store).items() if name == parent} == {
+        parent: ("complete", 0)
+    }
+    shown = (store.sweep(parent).read_summary() or {})["family"]["children"]
+    assert [member["id"] for member in shown] == [child]
+
+
+def test_a_zoom_that_cannot_be_read_costs_no_figure_of_its_map(tmp_path: Path) -> None:
+    store, parent, child = zoomed(tmp_path / "store")
+    text = (store.files.get(f"{child}/sweep.json") or b"").replace(b'"mlp"', b'"of-tomorrow"')
+    store.files.put(f"{child}/sweep.json", text)
+    folder = store.sweep(parent)
+    assert "zoom.png" not in write_figures(folder, aggregate(folder, PLAN))
+
+
+def test_the_sweeps_of_a_store_are_read_once_in_a_pass_over_all(tmp_path: Path) -> None:
+    """Not once for each of them: of 200 sweeps that would be 40,000 requests."""
+
+    class Counted(LocalFiles):
+        read = 0
+
+        def get(self, key: str) -> bytes | None:
+            self.read += key.endswith("/sweep.json")
+            return super().get(key)
+
+    for number in range(6):
+        sweep = mlp_sweep(name=f"s{number}", resolution=[6, 7], verdict={"window": 1})
+        folder = Store(str(tmp_path)).sweep(sweep.id)
+        folder.write_plan(Plan(sweep, Deal()))
+        made = [outcome_of(sweep, k, [4.0, 1.0]) for k in range(sweep.num_points)]
+        table = schema.to_table(sweep, made, [_BEGAN] * len(made), Environment("test"))
+        folder.files.put(folder.outcome_key("a", "1"), schema.to_bytes(table))
+    store = Store(str(tmp_path))
+    store.files = files = Counted(tmp_path)
+    assert len(every(store)) == 6
+    assert files.read == 2 * 6
 
 
 # --- two at once ---

@@ -18,14 +18,15 @@ import pytest
 from conftest import Run
 from fractal_k8s import notify
 from fractal_k8s.aggregate import once
-from fractal_k8s.aggregate.announce import announce_failed
+from fractal_k8s.aggregate.announce import announce_failed, publish
 from fractal_k8s.aggregate.every import aggregate_all
 from fractal_k8s.aggregate.once import do_once
 from fractal_k8s.aggregate.until import JobsState, Watch, aggregate_until
 from fractal_k8s.environ import without_secrets
 from fractal_k8s.errors import IncompleteError
 from fractal_k8s.results.store import Store, SweepStore
-from test_aggregate import ALL, SWEEP, folder, put
+from test_aggregate import ALL, PLAN, SWEEP, folder, put
+from test_aggregate import passed as aggregated
 
 __all__ = ["folder"]  # a fixture
 
@@ -94,6 +95,18 @@ def test_the_end_of_a_sweep_is_told_once(chat: Chat, folder: SweepStore, run: Ru
     assert chat.texts[1].startswith(f"{SWEEP.id}: complete\ntrainable ")
     for path in Path(folder.files.uri).rglob("*"):
         assert not path.is_file() or b"very-secret" not in path.read_bytes(), path
+
+
+def test_what_a_pass_that_was_killed_has_left_is_not_told(chat: Chat, folder: SweepStore) -> None:
+    """Its numbers without its manifest: nobody has seen to it that they are of one pass."""
+    put(folder, range(30))
+    aggregated(folder)
+    name = folder.key("summary", "analysis.json")
+    summary = json.loads(folder.files.get(name) or b"")
+    folder.files.put(name, json.dumps({**summary, "complete": True}).encode())
+    publish(folder, PLAN, print, has_ended=True)
+    (text,) = chat.texts
+    assert text.startswith(f"{SWEEP.id}: ended with holes: 12 points are missing")
 
 
 def test_failed_indexes_are_told_once_a_job(chat: Chat, folder: SweepStore) -> None:
@@ -233,7 +246,7 @@ def test_the_cronjob_asks_nothing_about_complete_sweeps(folder: SweepStore) -> N
 
 def test_the_job_tells_also_where_no_worker_has_stored_anything(chat: Chat, tmp_path: Path) -> None:
     jobs = failing(True)
-    watch = Watch(every_s=0.01, patience_s=0.0, jobs=lambda: jobs(SWEEP.id))
+    watch = Watch(every_s=0.01, patience_s=0.0, jobs=jobs)
     with pytest.raises(IncompleteError):
         aggregate_until(Store(str(tmp_path)), SWEEP.id, watch, allow_mixed=False, say=print)
     assert chat.texts == [f"{SWEEP.id}: 3 of 8 indexes of job have failed"]

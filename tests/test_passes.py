@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from conftest import Run, mlp_sweep
-from fractal_k8s.aggregate import Aggregation
+from fractal_k8s.aggregate import Aggregation, aggregate
 from fractal_k8s.aggregate.every import aggregate_all
 from fractal_k8s.aggregate.passes import Look, Passes
 from fractal_k8s.aggregate.until import JobsState, Watch, aggregate_until
@@ -226,7 +226,7 @@ def test_who_waits_sees_counts_in_between_and_everything_at_the_end(folder: Swee
     said: list[str] = []
     asked = 0
 
-    def jobs() -> JobsState:
+    def jobs(sweep_id: str) -> JobsState:
         """A cluster: more has come at the third look, and then the Job has ended."""
         nonlocal asked
         asked += 1
@@ -271,6 +271,31 @@ def test_a_pass_that_another_one_overtook_is_made_again(tmp_path: Path) -> None:
     assert published.files == summary_of(folder)
     assert json.loads(published.files["analysis.json"])["complete"]
     assert Passes(folder, SMALL, allow_mixed=False).next() is None
+
+
+def test_counts_of_a_pass_that_another_one_overtook_do_not_stay(folder: SweepStore) -> None:
+    put(folder, "late", range(WHOLE // 2, WHOLE // 2 + 50))
+
+    class Overtaken(LocalFiles):
+        """Everything else comes, and is drawn, before the counts are written."""
+
+        def put(self, key: str, data: bytes) -> None:
+            if key.endswith("progress.json"):
+                put(folder, "rest", range(WHOLE // 2, WHOLE))
+                assert isinstance(step(folder), Aggregation)
+            super().put(key, data)
+
+    slow = SweepStore(Overtaken(Path(folder.files.uri)), SWEEP.id)
+    assert isinstance(step(slow), Look)
+    assert progress(folder) is None
+
+
+def test_who_draws_without_being_asked_to_go_on_leaves_no_counts(folder: SweepStore) -> None:
+    """As a launch does at its end, and `report`."""
+    put(folder, "late", range(WHOLE // 2, WHOLE // 2 + 50))
+    assert isinstance(step(folder), Look)
+    aggregate(folder, PLAN)
+    assert progress(folder) is None
 
 
 def test_a_summary_that_lost_a_file_is_made_again(tmp_path: Path) -> None:

@@ -20,8 +20,10 @@ import pytest
 
 from conftest import Run, mlp_sweep
 from fractal_k8s.aggregate import every
+from fractal_k8s.aggregate.announce import publish
 from fractal_k8s.results import schema
 from fractal_k8s.results.outcome import Environment
+from fractal_k8s.results.published import manifest_digest
 from fractal_k8s.results.store import Store, SweepStore
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.deal import Deal
@@ -29,6 +31,7 @@ from fractal_k8s.tracking import VARIABLE, child, summary
 from fractal_k8s.tracking.modes import MODE, PROJECT
 from standin.experiments import Experiments, serving
 from test_aggregate import ALL, PLAN, SWEEP, folder, put
+from test_aggregate import passed as aggregated
 from test_results import outcome_of
 from test_s3 import bucket
 
@@ -109,6 +112,32 @@ def test_passes_go_on_with_one_run(online: Experiments, folder: SweepStore, run:
     sent = b"".join(online.received)
     for private in (KEY, OTHER, folder.files.uri, f'"{os.uname().nodename}"', sys.executable):
         assert private.encode() not in sent, private
+
+
+def test_of_two_passes_at_once_the_later_summary_is_the_last_that_is_told(
+    folder: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PROJECT, "maps")
+    monkeypatch.setenv(MODE, "summary")
+    put(folder, range(30))
+    told: list[int] = []
+
+    def slow(wish: Any, sweep_id: str, config: Any, numbers: Any, *rest: Any, **more: Any) -> Any:
+        """A server that takes its time: meanwhile more comes, and another pass tells it."""
+        if not told:
+            told.append(0)
+            put(folder, ALL, "rest")
+            aggregated(folder)
+            publish(folder, PLAN, print, has_ended=False)
+        told.append(42 - numbers["counts"]["missing"])
+        return summary.Logged(True)
+
+    monkeypatch.setattr(summary, "log_summary", slow)
+    aggregated(folder)
+    publish(folder, PLAN, print, has_ended=False)
+    assert told == [0, 42, 30, 42]
+    done = json.loads(folder.files.get(folder.key("aggregate", "done", "wandb.json")) or b"")
+    assert done["value"] == manifest_digest(folder)
 
 
 def test_an_equal_table_is_not_sent_again(

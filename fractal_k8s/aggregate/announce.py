@@ -6,11 +6,11 @@ What could not be told is told by a later pass, also where nothing new was store
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from fractal_k8s import notify
@@ -19,13 +19,15 @@ from fractal_k8s.errors import CorruptError, StoreError
 from fractal_k8s.results import holes as named
 from fractal_k8s.results.files import LocalFiles
 from fractal_k8s.results.published import published_files
-from fractal_k8s.results.store import MANIFEST_FILE, SweepStore
+from fractal_k8s.results.store import SUMMARY_FILE, SweepStore, parse_summary
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.tracking import summary as tracked
 from fractal_k8s.tracking.modes import Wish
 
 Say = Callable[[str], None]
 
+# summaries that are told one after another where each is overtaken while it is told
+_MOST_TIMES: Final = 3
 # ending of the file that holds all of a W&B run but its media
 _LOG: Final = ".wandb"
 
@@ -120,20 +122,22 @@ def _tell(folder: SweepStore, kind: str, value: str, text: str, say: Say) -> Non
 
 @dataclass(frozen=True)
 class _Stored:
-    """What is known of a summary before its files are read."""
+    """What is known of a summary before its other files are read."""
 
     summary: dict[str, Any]
-    # sha256 of its manifest: the same for the same bytes in every file
+    # sha256 of its manifest
     digest: str
 
 
 def _read(folder: SweepStore) -> _Stored | None:
-    """The last summary; None if there is none."""
-    manifest = folder.files.get(folder.key("summary", MANIFEST_FILE))
-    summary = folder.read_summary()
-    if manifest is None or summary is None:
+    """The last summary whose manifest was written; None if there is none."""
+    found = published_files(folder, only=(SUMMARY_FILE,))
+    if found is None:
         return None
-    return _Stored(summary, hashlib.sha256(manifest).hexdigest())
+    if (data := found.files.get(SUMMARY_FILE)) is None:
+        raise CorruptError("; ".join(found.problems))
+    summary = parse_summary(data, folder.where("summary", SUMMARY_FILE))
+    return _Stored(summary, found.digest)
 
 
 def _track(
@@ -144,26 +148,43 @@ def _track(
     say: Say,
     patience: Patience,
 ) -> None:
-    def log() -> bool:
-        began = time.monotonic()
-        found = published_files(folder)
-        files = {} if found is None else found.files
-        config, kept = plan.sweep.to_dict(), _Kept(folder, stored.digest[:12])
-        logged = tracked.log_summary(
-            wish, plan.sweep.id, config, stored.summary, files, keep=kept.run is None
-        )
-        kept.add(logged.kept)
-        kept.discard_others(also_own=logged.done and not logged.kept)
-        if not logged.done:
-            patience.seconds -= time.monotonic() - began
-            say(
-                f"W&B: the summary is not tracked: {logged.reason}; a later pass tries again"
-                f"{kept.hint()}"
-            )
-        return logged.done
-
-    if patience.seconds > 0:
+    """Has W&B shown a summary, and after it the one that another pass has made meanwhile."""
+    for _ in range(_MOST_TIMES):
+        if patience.seconds <= 0:
+            return
+        log = partial(_logged, folder, plan, wish, stored, say, patience)
         do_once(folder, "wandb", stored.digest, log)
+        later = _read(folder)
+        if later is None or later.digest == stored.digest:
+            return
+        stored = later
+
+
+def _logged(
+    folder: SweepStore,
+    plan: Plan,
+    wish: Wish,
+    stored: _Stored,
+    say: Say,
+    patience: Patience,
+) -> bool:
+    began = time.monotonic()
+    found = published_files(folder)
+    if found is None or found.digest != stored.digest:
+        return False  # there is a later one, which is told instead
+    config, kept = plan.sweep.to_dict(), _Kept(folder, stored.digest[:12])
+    logged = tracked.log_summary(
+        wish, plan.sweep.id, config, stored.summary, found.files, keep=kept.run is None
+    )
+    kept.add(logged.kept)
+    kept.discard_others(also_own=logged.done and not logged.kept)
+    if not logged.done:
+        patience.seconds -= time.monotonic() - began
+        say(
+            f"W&B: the summary is not tracked: {logged.reason}; a later pass tries again"
+            f"{kept.hint()}"
+        )
+    return logged.done
 
 
 class _Kept:

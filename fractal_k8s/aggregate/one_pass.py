@@ -14,13 +14,25 @@ import pyarrow as pa
 
 from fractal_k8s.analysis.distance import signed_distance
 from fractal_k8s.analysis.summary import summarise
-from fractal_k8s.errors import EXIT_CORRUPT, IncompleteError
+from fractal_k8s.errors import (
+    EXIT_CORRUPT,
+    ConflictError,
+    CorruptError,
+    IncompleteError,
+    UsageError,
+)
 from fractal_k8s.results import schema
 from fractal_k8s.results.collect import Collected, collect
 from fractal_k8s.results.grid import STATE_NAMES, TRAINABLE, Grid, build_grid
-from fractal_k8s.results.lineage import family
+from fractal_k8s.results.lineage import Family, family
 from fractal_k8s.results.published import publish_files
-from fractal_k8s.results.store import MANIFEST_FILE, PAGE_FILE, SUMMARY_FILE, SweepStore
+from fractal_k8s.results.store import (
+    MANIFEST_FILE,
+    PAGE_FILE,
+    PROGRESS_FILE,
+    SUMMARY_FILE,
+    SweepStore,
+)
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.rule import VerdictRule
 
@@ -72,6 +84,7 @@ def aggregate(
     allow_mixed: bool = False,
     colours: str = "original",
     read: Callable[[], Collected] | None = None,
+    families: Family | None = None,
 ) -> Aggregation:
     """Writes the summary of a sweep: pictures, page, grid, the numbers and, last, the manifest.
 
@@ -86,6 +99,7 @@ def aggregate(
         allow_mixed: accept points of different numerics classes as one map.
         colours: one of `report.colours.SCHEMES`.
         read: gives the outcomes; by default all of them are read, and nothing is kept.
+        families: all sweeps of the store, if they were read just now.
     """
     began = time.perf_counter()
     collected = collect(folder, plan.sweep, keep=False) if read is None else read()
@@ -94,11 +108,16 @@ def aggregate(
     reading_seconds = time.perf_counter() - began
     del collected  # as large as the grid's own table
     summary = summarise(grid, notes=folder.notes(grid.problems))
-    files = _numbers if plan.sweep.is_scattered else _pictures
-    made = files(folder, plan, grid, summary, colours)
+    if plan.sweep.is_scattered:
+        made = _numbers(folder, grid, summary)
+    else:
+        if (kin := family(folder, plan, summary, families)) is not None:
+            summary["family"] = kin
+        made = _pictures(grid, summary, colours)
     made[SUMMARY_FILE] = _json(summary)
     facts = {key: summary[key] for key in ("sweep", "complete", "coverage")}
     written = publish_files(folder, made, {"format": 1, **facts})
+    folder.files.discard([folder.key("summary", PROGRESS_FILE)])
     return Aggregation(
         grid=grid,
         summary=summary,
@@ -111,17 +130,13 @@ def aggregate(
     )
 
 
-def _pictures(
-    folder: SweepStore, plan: Plan, grid: Grid, summary: dict[str, Any], colours: str
-) -> dict[str, bytes]:
-    """A map's files by name; adds its family to the numbers."""
+def _pictures(grid: Grid, summary: dict[str, Any], colours: str) -> dict[str, bytes]:
+    """A map's files by name."""
     from fractal_k8s.report.colours import SCHEMES
     from fractal_k8s.report.figures import study_picture, three_panels
     from fractal_k8s.report.page import render_page
     from fractal_k8s.report.typography import png
 
-    if (kin := family(folder, plan, summary)) is not None:
-        summary["family"] = kin
     scheme = SCHEMES[colours]
     return {
         "map.png": png(three_panels(grid, summary, scheme)),
@@ -131,9 +146,7 @@ def _pictures(
     }
 
 
-def _numbers(
-    folder: SweepStore, plan: Plan, grid: Grid, summary: dict[str, Any], colours: str
-) -> dict[str, bytes]:
+def _numbers(folder: SweepStore, grid: Grid, summary: dict[str, Any]) -> dict[str, bytes]:
     """The table of a pilot or of controls; keeps the pilot's result as a note."""
     pilot = summary["analyses"].get("pilot")
     if pilot and pilot != summary["notes"].get("pilot"):
@@ -181,7 +194,7 @@ def zoom_levels(
 ) -> list[ZoomLevel]:
     """The maps from the first of the family down to this one, and some of the zooms into it.
 
-    A member that is no longer in the store is left out.
+    A member that is no longer in the store, or is no map that can be read, is left out.
     """
     from fractal_k8s.report.figures import ZoomLevel
 
@@ -210,8 +223,11 @@ def _boxes(members: list[dict[str, Any]]) -> tuple[Box, ...]:
 
 def _member_grid(folder: SweepStore, sweep_id: str, allow_mixed: bool) -> Grid | None:
     member = SweepStore(folder.files, sweep_id)
-    plan = member.read_plan()
-    return None if plan is None else read_grid(member, plan, allow_mixed=allow_mixed)
+    try:
+        plan = member.read_plan()
+        return None if plan is None else read_grid(member, plan, allow_mixed=allow_mixed)
+    except (ConflictError, CorruptError, UsageError):
+        return None
 
 
 def grid_table(grid: Grid) -> pa.Table:

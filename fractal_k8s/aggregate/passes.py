@@ -27,14 +27,13 @@ from fractal_k8s.results.collect import Collected, collect
 from fractal_k8s.results.files import Entry
 from fractal_k8s.results.lineage import Family
 from fractal_k8s.results.published import manifest_digest
-from fractal_k8s.results.store import SweepStore
+from fractal_k8s.results.store import PROGRESS_FILE, SweepStore
 from fractal_k8s.results.tally import Tally, TallyReader
 from fractal_k8s.sweep.assignment import Plan
 
 if TYPE_CHECKING:
     from fractal_k8s.aggregate.one_pass import Aggregation
 
-PROGRESS_FILE: Final = "progress.json"
 # a map of fewer points is drawn in a few seconds
 _LARGE: Final = 10_000
 # Points that are worth new pictures, as a share of those that the last ones show.
@@ -128,7 +127,6 @@ class Passes:
             entries = self.folder.outcome_entries()
             inputs = self._inputs(entries)
             done = self._drawn(entries)
-        self.folder.files.discard([self.folder.key("summary", PROGRESS_FILE)])
         facts = {
             "inputs": inputs.whole,
             "others": inputs.others,
@@ -151,6 +149,7 @@ class Passes:
             self.plan,
             allow_mixed=self.allow_mixed,
             read=lambda: self._collected(entries),
+            families=self.families,
         )
 
     def _is_overtaken(self, done: Aggregation) -> bool:
@@ -194,6 +193,8 @@ class Passes:
         look = Look(tally.counts(), known, points, tally.problems, reader.num_read - read_before)
         text = json.dumps(_progress(self.plan, look), indent=1) + "\n"
         self.folder.put_summary(PROGRESS_FILE, text.encode())
+        if not has_summary(self.folder, record):  # another pass has drawn meanwhile
+            self.folder.files.discard([self.folder.key("summary", PROGRESS_FILE)])
         update_record(self.folder, {"looked": inputs.whole})
         return look
 

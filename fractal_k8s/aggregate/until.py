@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,13 @@ from typing import Final
 from fractal_k8s.aggregate.announce import announce_failed, publish
 from fractal_k8s.aggregate.one_pass import Aggregation
 from fractal_k8s.aggregate.passes import Look, Passes
-from fractal_k8s.errors import FractalError, IncompleteError, StoreError, UsageError
+from fractal_k8s.errors import (
+    ConflictError,
+    FractalError,
+    IncompleteError,
+    StoreError,
+    UsageError,
+)
 from fractal_k8s.results.store import Store
 from fractal_k8s.sweep.assignment import Plan
 
@@ -38,8 +45,8 @@ class Watch:
     every_s: float = 30.0
     # without a word of the cluster, a sweep of which nothing new comes for so long has ended
     patience_s: float = 3600.0
-    # asks the cluster; None = there is none to be asked
-    jobs: Callable[[], JobsState] | None = None
+    # asks the cluster about a sweep by its whole id; None = there is none to be asked
+    jobs: Callable[[str], JobsState] | None = None
 
 
 def aggregate_until(
@@ -53,6 +60,7 @@ def aggregate_until(
         sweep_id: whole, where the sweep's first worker has not started yet.
 
     Raises:
+        ConflictError: its points are not one map, which more of them would not change.
         IncompleteError: it has ended, or patience has, before anything was stored.
         StoreError: the store has not answered for as long as patience lasts.
     """
@@ -62,7 +70,7 @@ def aggregate_until(
         finished = waiting.look(is_last=over)
         if finished and waiting.plan and waiting.done:
             break
-        if over or waiting.is_out_of_patience():
+        if (over and waiting.is_answered) or waiting.is_out_of_patience():
             waiting.check_anything()
             break
         time.sleep(waiting.pause_s)
@@ -98,17 +106,25 @@ class _Waiting:
         """Whether the cluster says that nothing more will come."""
         if self.watch.jobs is None:
             return False
+        # a part of an id, which a person may type, has no Jobs
+        with contextlib.suppress(StoreError):
+            self._find()
+        sweep_id = self.sweep_id if self.plan is None else self.plan.sweep.id
         try:
-            state = self.watch.jobs()
+            state = self.watch.jobs(sweep_id)
         except FractalError as error:
             if self._asks:
                 self.say(f"the cluster does not say how the Job stands: {error}")
             self._asks = False
             return False
         self._asks, self._hoped_at = True, time.monotonic()
-        if state.failed:  # a part of an id has no Jobs, so it is whole
-            announce_failed(self.store.sweep(self.sweep_id), state.failed, self.say)
+        announce_failed(self.store.sweep(sweep_id), state.failed, self.say)
         return state.is_over
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the store could be read and written at the last look."""
+        return self._problem is None
 
     def look(self, *, is_last: bool) -> bool:
         """Looks at the store, draws what is new; True when every point has a verdict.
@@ -119,6 +135,8 @@ class _Waiting:
         began = time.monotonic()
         try:
             complete = self._look(is_last)
+        except ConflictError:
+            raise
         except StoreError as error:
             if self._problem is None:
                 self.say(f"{error}; trying again")
@@ -130,10 +148,9 @@ class _Waiting:
         return complete
 
     def _look(self, is_last: bool) -> bool:
+        self._find()
         if self.plan is None:
-            self.plan = self._find()
-            if self.plan is None:
-                return False
+            return False
         folder = self.store.sweep(self.plan.sweep.id)
         if self._passes is None:
             self._passes = Passes(folder, self.plan, allow_mixed=self.allow_mixed)
@@ -164,12 +181,11 @@ class _Waiting:
         self.say(f"{known:,} of {whole:,} points, {done.num_read:,} objects read")
         return bool(done.summary["complete"])
 
-    def _find(self) -> Plan | None:
-        """The sweep; None if its first worker has not written it down yet."""
-        try:
-            return self.store.plan(self.sweep_id)[1]
-        except UsageError:
-            return None
+    def _find(self) -> None:
+        """Reads the sweep, unless its first worker has not written it down yet."""
+        if self.plan is None:
+            with contextlib.suppress(UsageError):
+                self.plan = self.store.plan(self.sweep_id)[1]
 
     def is_out_of_patience(self) -> bool:
         """Whether nothing new came for too long, and no cluster says that something will."""

@@ -132,8 +132,7 @@ def _until(
     from fractal_k8s.aggregate.until import Watch, aggregate_until
 
     patience, every = times
-    ask = _asking(where)
-    watch = Watch(every, patience, None if ask is None else lambda: ask(sweep_id))
+    watch = Watch(every, patience, _asking(where))
     store, say = open_store(store_uri), _line(as_json)
     return aggregate_until(store, sweep_id, watch, allow_mixed=allow_mixed, say=say)[1]
 

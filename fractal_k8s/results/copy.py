@@ -15,9 +15,10 @@ from typing import Any, Final
 
 from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.results import schema
+from fractal_k8s.results.collect import are_settled, settled_before
 from fractal_k8s.results.files import Entry, LocalFiles
 from fractal_k8s.results.published import published_files
-from fractal_k8s.results.store import MANIFEST_FILE, SweepStore
+from fractal_k8s.results.store import MANIFEST_FILE, PROGRESS_FILE, SweepStore
 from fractal_k8s.sweep.assignment import Plan
 
 _READERS: Final = 16
@@ -56,15 +57,12 @@ def copy_sweep(folder: SweepStore, plan: Plan, target: Path) -> Copied:
     files = LocalFiles(target)
     _check_target(folder, plan, files)
     copied = Copied(files.root / folder.sweep_id)
-    in_summary = _copy_summary(folder, files, copied)
-    listed = [
-        entry
-        for part in _PARTS
-        for entry in folder.files.entries(folder.key(part))
-        if entry.key not in in_summary
-    ]
+    # counts that are ahead of the summary are gone with the next one; here they would stay
+    others = {*_copy_summary(folder, files, copied), folder.key("summary", PROGRESS_FILE)}
+    receipt = _Receipt(files, folder)  # begun before anything is listed
+    found = (entry for part in _PARTS for entry in folder.files.entries(folder.key(part)))
+    listed = [entry for entry in found if entry.key not in others and _is_ours(entry, copied)]
     copied.num_files += len(listed) + 1
-    receipt = _Receipt(files, folder)
     todo = [entry for entry in listed if not receipt.has(entry)]
     copied.num_skipped += len(listed) - len(todo)
     copied.remarks += _remarks(folder, listed, receipt.gone(listed))
@@ -94,10 +92,18 @@ def _copy_objects(
                 continue  # deleted since it was listed
             files.put(entry.key, data)
             copied.num_bytes += len(data)
-            if (problem := _problem(folder, plan, entry, data)) is None:
-                receipt.add(entry)
-            else:
+            if (problem := _problem(folder, plan, entry, data)) is not None:
                 copied.problems.append(problem)
+            else:
+                receipt.add(entry)
+
+
+def _is_ours(entry: Entry, copied: Copied) -> bool:
+    """Whether an object's name stays below the folder that it is copied to."""
+    if {"", ".", ".."}.isdisjoint(entry.key.split("/")):
+        return True
+    copied.problems.append(f"{entry.key}: not a name that fractal-k8s gives; left out")
+    return False
 
 
 def _check_target(folder: SweepStore, plan: Plan, files: LocalFiles) -> None:
@@ -141,7 +147,8 @@ def _copy_summary(folder: SweepStore, files: LocalFiles, copied: Copied) -> set[
     except CorruptError as error:
         copied.problems.append(str(error))
         return set()
-    assert found is not None  # the store has a manifest
+    if found is None:  # deleted meanwhile
+        return set()
     copied.num_files += len(found.files)
     copied.problems += found.problems
     if not is_new:
@@ -172,7 +179,8 @@ class _Receipt:
     def __init__(self, files: LocalFiles, folder: SweepStore) -> None:
         self._files = files
         self._key = folder.key(_RECEIPT)
-        self._had: dict[str, list[Any]] = {}
+        self._horizon = settled_before(folder)
+        self._had: dict[str, Any] = {}
         try:
             found = json.loads(files.get(self._key) or b"{}")
             self._had = found if isinstance(found, dict) else {}
@@ -182,10 +190,10 @@ class _Receipt:
     def has(self, entry: Entry) -> bool:
         """Whether the object lies here as it is listed now, and as it came."""
         known = self._had.get(entry.key)
-        if known is None or known[:2] != [entry.size, entry.modified_ns]:
+        data = self._files.get(entry.key) if known else None
+        if data is None:
             return False
-        data = self._files.get(entry.key)
-        return data is not None and hashlib.sha256(data).hexdigest() == known[2]
+        return known == [entry.size, entry.modified_ns, hashlib.sha256(data).hexdigest()]
 
     def gone(self, listed: list[Entry]) -> list[str]:
         """Keys of what came once, still lies here, and is not listed any more."""
@@ -197,6 +205,9 @@ class _Receipt:
         ]
 
     def add(self, entry: Entry) -> None:
+        """Notes an object, unless it may become another one that looks the same."""
+        if not are_settled([entry], self._horizon):
+            return
         data = self._files.get(entry.key)
         digest = hashlib.sha256(data or b"").hexdigest()
         self._had[entry.key] = [entry.size, entry.modified_ns, digest]

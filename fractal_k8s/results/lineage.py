@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from fractal_k8s.errors import FractalError
 from fractal_k8s.results.files import Files
@@ -46,10 +47,29 @@ def _relative(sweep_id: str, text: bytes | None) -> Relative | None:
         sweep = json.loads(text or b"")["sweep"]
         # points scattered over a zoom's plane, such as its controls, are no zoom themselves
         origin = None if sweep.get("scatter") else sweep.get("origin")
-        origin = origin or {"parent": None, "box": None}
-        return Relative(sweep_id, origin["parent"], origin["box"], sweep["resolution"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+        resolution = cast(list[int], _pair(sweep["resolution"]))
+        if not origin:
+            return Relative(sweep_id, None, None, resolution)
+        box = [_pair(ends) for ends in _two(origin["box"])]
+        if not isinstance(origin["parent"], str):
+            return None
+        return Relative(sweep_id, origin["parent"], box, resolution)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
+
+
+def _pair(found: Any) -> list[int | float]:
+    """Two finite numbers, as they were read."""
+    pair: list[int | float] = _two(found)
+    if not all(math.isfinite(number) for number in pair):
+        raise ValueError
+    return pair
+
+
+def _two(found: Any) -> list[Any]:
+    if not isinstance(found, list) or len(found) != 2:
+        raise TypeError
+    return found
 
 
 def ancestors(families: Family, sweep_id: str, parent: str | None) -> list[str]:

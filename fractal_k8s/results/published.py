@@ -10,10 +10,11 @@ What the manifest names then still lies below aggregate/, whole and of one pass.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,6 +37,11 @@ class Published:
     files: dict[str, bytes]
     # files that the manifest names and that are nowhere as it says, in words
     problems: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the manifest: the same for the same bytes in every file."""
+        return _sha256(self.files[MANIFEST_FILE])
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,11 @@ def is_whole(folder: SweepStore, digest: str | None) -> bool:
         return False
 
 
-def published_files(folder: SweepStore) -> Published | None:
+def published_files(folder: SweepStore, *, only: Collection[str] | None = None) -> Published | None:
     """What the last pass made that was not interrupted; None if no pass has ended.
+
+    Args:
+        only: names of the files that are wanted, besides the manifest; None = all.
 
     Raises:
         CorruptError: the manifest is none.
@@ -102,7 +111,7 @@ def published_files(folder: SweepStore) -> Published | None:
     for left in reversed(range(_TRIES)):
         if manifest is None:
             return None
-        found = _named_by(folder, manifest)
+        found = _named_by(folder, manifest, only)
         if not found.problems or not left:
             return found
         before, manifest = manifest, folder.files.get(folder.key("summary", MANIFEST_FILE))
@@ -111,11 +120,13 @@ def published_files(folder: SweepStore) -> Published | None:
     raise AssertionError  # the last round returns
 
 
-def _named_by(folder: SweepStore, manifest: bytes) -> Published:
+def _named_by(folder: SweepStore, manifest: bytes, only: Collection[str] | None) -> Published:
     """The files of a manifest."""
     files: dict[str, bytes] = {}
     problems = []
     for name, wanted in _expected(folder, manifest).items():
+        if only is not None and name not in only:
+            continue
         for key in (_lasting(folder, name, wanted), folder.key("summary", name)):
             data = folder.files.get(key)
             if data is not None and _sha256(data) == wanted:
@@ -131,15 +142,17 @@ def _named_by(folder: SweepStore, manifest: bytes) -> Published:
 
 def _expected(folder: SweepStore, manifest: bytes) -> dict[str, str]:
     """sha256 of each file by its name."""
-    try:
-        return {
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        named = {
             str(name): str(seal["sha256"]) for name, seal in json.loads(manifest)["files"].items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CorruptError(
-            f"{folder.where('summary', MANIFEST_FILE)}: not written by fractal-k8s; aggregate the "
-            "sweep again"
-        ) from None
+        # with a slash a name could lead out of the folder that it is copied to
+        if not any("/" in name for name in named):
+            return named
+    raise CorruptError(
+        f"{folder.where('summary', MANIFEST_FILE)}: not written by fractal-k8s; aggregate the "
+        "sweep again"
+    )
 
 
 def _put_missing(folder: SweepStore, lasting: Mapping[str, bytes]) -> list[Entry]:

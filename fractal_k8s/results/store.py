@@ -40,6 +40,7 @@ COPIED: Final = "copied"
 SUMMARY_FILE: Final = "analysis.json"
 PAGE_FILE: Final = "report.html"
 MANIFEST_FILE: Final = "manifest.json"  # written last: size and sha256 of every other file
+PROGRESS_FILE: Final = "progress.json"  # counts that are ahead of the summary, while there are any
 
 
 @dataclass
@@ -270,11 +271,22 @@ class SweepStore:
         data = self.files.get(self.key("summary", SUMMARY_FILE))
         if data is None:
             return None
-        try:
-            summary: dict[str, Any] = json.loads(data)
-        except ValueError:
-            raise CorruptError(f"{self.where('summary', SUMMARY_FILE)}: not valid JSON") from None
-        return summary
+        return parse_summary(data, self.where("summary", SUMMARY_FILE))
+
+
+def parse_summary(data: bytes, source: str) -> dict[str, Any]:
+    """What an analysis.json tells.
+
+    Raises:
+        CorruptError: it is none.
+    """
+    try:
+        summary = json.loads(data)
+    except ValueError:
+        raise CorruptError(f"{source}: not valid JSON; aggregate the sweep again") from None
+    if not isinstance(summary, dict):
+        raise CorruptError(f"{source}: not written by fractal-k8s; aggregate the sweep again")
+    return summary
 
 
 def _class_in(data: bytes) -> str:
