@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Final, NoReturn
 
-from fractal_k8s.errors import EXIT_TERMINATED
+from fractal_k8s.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 
 # commands of pods that train nothing
 _OTHERS_IN_PODS: Final = (["aggregate"], ["cache"])
@@ -29,12 +29,14 @@ def run() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     elif sys.argv[1:2] in _OTHERS_IN_PODS:
         signal.signal(signal.SIGTERM, _leave)
-    from fractal_k8s.cli import main
-
     try:
+        from fractal_k8s.cli import main
+
         main()
     except SystemExit as exit_:
         code = exit_.code
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
     if isinstance(code, str):
         sys.stderr.write(code + "\n")
     for stream in (sys.stdout, sys.stderr):

@@ -22,6 +22,15 @@ OPTIONS: Final = {
 }
 
 
+def place_in_bucket(uri: str) -> str | None:
+    """BUCKET/PREFIX of a URI, whoever serves it and without options or keys; None = no bucket."""
+    parts = urlsplit(uri)
+    if parts.scheme not in OPTIONS:
+        return None
+    folders = [parts.netloc.rpartition("@")[2], *filter(None, parts.path.split("/"))]
+    return "/".join(folders)
+
+
 def open_s3(uri: str, options: dict[str, str]) -> pafs.FileSystem:
     """S3 as a URI's query options and the environment describe it.
 

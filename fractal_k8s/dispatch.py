@@ -504,8 +504,10 @@ def dispatch(made: Order) -> Sent:
     """Sends the Job, unless somebody was faster, and notes the launch in the store's ledger."""
     sent = send(made.cluster, made.manifest)
     if sent.is_new and made.manifest.aggregator is not None:
-        notes = send_beside(made.cluster, sent.job, made.manifest.aggregator)
-        sent = replace(sent, notes=(*sent.notes, *notes))
+        body = made.manifest.aggregator
+        notes = send_beside(made.cluster, sent.job, body)
+        name = None if notes else str(body["metadata"]["name"])
+        sent = replace(sent, notes=(*sent.notes, *notes), aggregator=name)
     if sent.is_new and made.folder is not None:
         _within(_FORECAST_S, lambda: _record(made))  # no ledger is no reason to fail
     return sent

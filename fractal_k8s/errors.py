@@ -14,11 +14,13 @@
     ├── IncompleteError              1   the sweep ended with points missing or failed
     ├── UnrepeatableError            1   a run that was made again did something else
     └── RetryError                  75   trouble that may pass: device, hub, network
+        └── NotReadyError           75   somebody else has not done yet what is waited for
 
 A person's command exits with `exit_code`. A worker exits with `worker_code`, which a Job's
-podFailurePolicy matches: 64 and 65 mean "wrong for every shard, stop the Job", anything else
-means "this shard may be tried again" (after sysexits.h: 64 usage, 65 data, 70 software, which is
-the watchdog's, 75 temporary failure).
+podFailurePolicy matches: 64 and 65 mean "wrong for every shard, stop the Job", 69 "not the shard's
+fault, try it again however often it takes", anything else "this shard may be tried again" (after
+sysexits.h: 64 usage, 65 data, 69 unavailable, 70 software, which is the watchdog's, 75 temporary
+failure).
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from typing import ClassVar, Final
 EXIT_COMPLETE: Final = 0
 EXIT_SETTINGS: Final = 64
 EXIT_CORRUPT: Final = 65
+EXIT_NOT_READY: Final = 69
 EXIT_HUNG: Final = 70
 EXIT_RETRY: Final = 75
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as a shell reports it
@@ -133,6 +136,15 @@ class RetryError(FractalError):
 
     exit_code = EXIT_RETRY
     worker_code = EXIT_RETRY
+
+
+class NotReadyError(RetryError):
+    """What a worker needs is being made by somebody else, such as a cache by the Job that fills it.
+
+    However long that takes, it says nothing of the shard, and uses up none of its tries.
+    """
+
+    worker_code = EXIT_NOT_READY
 
 
 def unreadable(path: Path, error: OSError) -> FractalError:

@@ -26,6 +26,7 @@ from fractal_k8s.errors import (
     EXIT_COMPLETE,
     EXIT_CORRUPT,
     EXIT_HUNG,
+    EXIT_NOT_READY,
     EXIT_RETRY,
     EXIT_SETTINGS,
     EXIT_TERMINATED,
@@ -72,9 +73,11 @@ class _Ended:
 def merge_codes(codes: Iterable[int], *, told: bool) -> int:
     """The exit code of a pod from those of its workers.
 
-    65 before 64 before 143, which counts if the pod was told to stop, before 70, 75 and any other.
+    65 before 64 before 143, which counts if the pod was told to stop, before 70, 75 and any other;
+    69, which is no failure, last.
     """
-    found = [code for code in codes if code != EXIT_COMPLETE]
+    bad = [code for code in codes if code != EXIT_COMPLETE]
+    found = [code for code in bad if code != EXIT_NOT_READY] or bad
     for code in _ORDER:
         if code in found and (told or code != EXIT_TERMINATED):
             return code
@@ -229,6 +232,7 @@ def _ending(code: int) -> str:
         EXIT_COMPLETE: "is done",
         EXIT_SETTINGS: "ended: the sweep or its settings are wrong",
         EXIT_CORRUPT: "ended: weights or data are damaged",
+        EXIT_NOT_READY: "ended: its cache is not filled yet",
         EXIT_HUNG: "ended: it hung",
         EXIT_RETRY: "ended: may be tried again",
         EXIT_TERMINATED: "was stopped",

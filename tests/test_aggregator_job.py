@@ -251,3 +251,4 @@ def test_one_that_cannot_be_created_does_not_stop_the_launch(still: Place) -> No
     facts = still.facts("launch", "small.toml", *WITH)
     assert facts["sent"]
     assert any(f"there is a Job {sweep_id}-aggregate already" in note for note in facts["notes"])
+    assert facts["aggregator"] is None

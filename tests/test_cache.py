@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 
 from conftest import Run
@@ -25,11 +26,13 @@ from fractal_k8s.data.conversations import read_rows
 from fractal_k8s.data.splits import written
 from fractal_k8s.data.tokens import load_tokens, save_tokens, tokens_name
 from fractal_k8s.errors import EXIT_CORRUPT, EXIT_SETTINGS, CorruptError, UsageError
+from fractal_k8s.manifest import labels
 from fractal_k8s.sealed import Seal, file_sha256
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.deal import Deal
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.train.materials import read_dataset
+from rendering import VERSIONS, insecurities_of
 from standin.cluster import StandIn
 from standin.fixtures import Commands, Kubectl, kubectl_on
 from standin.hub import COMMIT, Hub
@@ -464,7 +467,7 @@ def test_weights_that_nobody_has_sealed_are_staged_too(golden: Path, tmp_path: P
 
 def fill_job(name: str, source: str, claim: str) -> dict[str, Any]:
     """The fill Job as the chart has it, in short."""
-    labels = {"app.kubernetes.io/component": "cache-fill"}
+    kind = {labels.COMPONENT: labels.CACHE_FILL}
     container = {
         "name": "fill",
         "image": "fractal-k8s:0",
@@ -489,11 +492,11 @@ def fill_job(name: str, source: str, claim: str) -> dict[str, Any]:
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": name, "namespace": "fractal", "labels": labels},
+        "metadata": {"name": name, "namespace": "fractal", "labels": kind},
         "spec": {
             "backoffLimit": 0,
             "template": {
-                "metadata": {"labels": labels},
+                "metadata": {"labels": kind},
                 "spec": {
                     "restartPolicy": "Never",
                     "containers": [container],
@@ -521,7 +524,7 @@ def test_the_job_that_fills_a_cluster_s_cache_is_told_of(
     status = ("cache", "status", "--context", "standin", "-n", "fractal")
     assert "no Job fills a cache" in run(*status).output
     assert (
-        "helm upgrade makes one"
+        "helm install fractal-cache makes both"
         in run("cache", "verify", "--context", "standin", "-n", "fractal", code=2).output
     )
     kubectl("apply", "-f", "-", stdin=json.dumps(fill_job("cache-fill-1", "/source", "model")))
@@ -534,31 +537,101 @@ def test_the_job_that_fills_a_cluster_s_cache_is_told_of(
     assert "claim model: Bound" in said
     assert sealed.read_whole(tmp_path / "claim") is not None
     told = json.loads(run(*status, "--json").stdout)
-    assert told["jobs"][0]["claims"] == ["model", "source"]
+    assert told["jobs"][0]["claims"] == ["model"]
+    seal = sealed.read_seal(tmp_path / "claim")
+    assert seal is not None
+    assert f"model: {seal.resolved}" in said  # the version and the digest
+    assert seal.digest in said
 
     verify = ("cache", "verify", "--context", "standin", "-n", "fractal")
-    text = run(*verify).stdout
-    spec = json.loads(text)["spec"]["template"]["spec"]
+    shown = run(*verify)
+    spec = json.loads(shown.stdout)["spec"]["template"]["spec"]
     assert [mount["readOnly"] for mount in spec["containers"][0]["volumeMounts"]] == [True, True]
-    assert "KEY" not in text  # it needs none
+    assert "KEY" not in shown.stdout  # it needs none
+    assert "kubectl --context standin -n fractal create -f -" in shown.stderr
     flip(tmp_path / "claim/checkpoints/model_000300.pt")
-    name = kubectl("create", "-f", "-", "-o", "name", stdin=text).stdout.strip()
-    kubectl("wait", "-n", "fractal", "--for=condition=failed", name, "--timeout=60s")
-    log = kubectl("logs", "-n", "fractal", name).stdout
+    kubectl("create", "-f", "-", stdin=shown.stdout)
+    log = verdict(kubectl, shown.stderr)
     assert "model_000300.pt: its sha256 is" in log
+    assert "--set fill.again=WORD --set fill.replace=true" in log
+
+
+def write_site(place: StandIn, settings: dict[str, Any]) -> None:
+    body = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": labels.SITE, "namespace": "fractal"},
+        "data": {labels.SITE_KEY: json.dumps(settings)},
+    }
+    place.objects.create("configmaps", body)
+
+
+def verdict(kubectl: Kubectl, hint: str) -> str:
+    """The log of the Job that compares, read with the command that its maker has printed."""
+    ended = ("--for=condition=failed", "--for=condition=complete")
+    selector = hint.split()[-1]
+    kubectl("wait", "-n", "fractal", ended[0], "job", "-l", selector, "--timeout=60s")
+    words = hint.partition("read what it finds with: ")[2].split()
+    return kubectl(*words[1:]).stdout
+
+
+def test_caches_without_a_job_are_known_from_the_site_s_settings(
+    place: StandIn, run: Run, kubectl_binary: Path, tmp_path: Path, golden: Path
+) -> None:
+    """A week after its end the Job that filled them is gone."""
+    caches.fill_model(tmp_path / "filled", str(golden), quiet)
+    shutil.copytree(tmp_path / "filled/model", tmp_path / "claim", dirs_exist_ok=True)
+    settings = {"model_claim": "model", "dataset_claim": "data", "image": "fractal-k8s:test"}
+    write_site(place, settings)
+    here = ("--context", "standin", "-n", "fractal")
+    said = run("cache", "status", *here).output
+    assert "no Job fills a cache in namespace fractal now" in said
+    assert "claim model: Bound, 1Ti" in said
+    assert "claim data: missing" in said
+
+    place.objects.delete("configmaps", "fractal", labels.SITE)
+    write_site(place, {**settings, "dataset_claim": None, "aggregator_queue": "small"})
+    shown = run("cache", "verify", *here)
+    job = json.loads(shown.stdout)
+    kubernetes_validate.validate(
+        {**job, "metadata": {**job["metadata"], "name": "n"}}, VERSIONS[-1], strict=True
+    )
+    assert not [*insecurities_of(job["spec"]["template"]["spec"])]
+    assert job["metadata"]["labels"][labels.QUEUE] == "small"
+    flip(tmp_path / "claim/checkpoints/model_000300.pt")
+    kubectl: Kubectl = kubectl_on(kubectl_binary, place.kubeconfig, tmp_path)
+    kubectl("create", "-f", "-", stdin=shown.stdout)
+    assert "model_000300.pt: its sha256 is" in verdict(kubectl, shown.stderr)
+
+
+def test_a_fill_whose_pod_cannot_start_says_why(
+    place: StandIn, run: Run, kubectl_binary: Path, tmp_path: Path
+) -> None:
+    body = fill_job("cache-fill-1", "/source", "model")
+    container = body["spec"]["template"]["spec"]["containers"][0]
+    container["env"][1]["valueFrom"]["secretKeyRef"]["optional"] = False
+    kubectl: Kubectl = kubectl_on(kubectl_binary, place.kubeconfig, tmp_path)
+    kubectl("apply", "-f", "-", stdin=json.dumps(body))
+    until = time.monotonic() + 60
+    status = ("cache", "status", "--context", "standin", "-n", "fractal")
+    while "missing" not in (said := run(*status).output) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert "Job cache-fill-1: waiting for its pod to start" in said
+    assert "something it refers to is missing (CreateContainerConfigError)" in said
+    assert "s3" in said
 
 
 def test_a_fill_that_fails_on_a_cluster_says_why(
     place: StandIn, run: Run, kubectl_binary: Path, tmp_path: Path
 ) -> None:
     text = json.dumps(fill_job("cache-fill-1", "/source/nothing", "model"))
-    kubectl_on(kubectl_binary, place.kubeconfig, tmp_path)("apply", "-f", "-", stdin=text)
-    until = time.monotonic() + 60
-    status = ("cache", "status", "--context", "standin", "-n", "fractal")
-    while "failed (" not in (said := run(*status).output) and time.monotonic() < until:
-        time.sleep(0.2)
+    kubectl = kubectl_on(kubectl_binary, place.kubeconfig, tmp_path)
+    kubectl("apply", "-f", "-", stdin=text)
+    kubectl("wait", "-n", "fractal", "--for=condition=failed", "job/cache-fill-1", "--timeout=60s")
+    said = run("cache", "status", "--context", "standin", "-n", "fractal", code=1).output
     assert "Job cache-fill-1: failed (BackoffLimitExceeded)" in said
     assert "no such folder" in said
+    assert "fill again: helm upgrade ... --set fill.again=WORD" in said
 
 
 # --- data sets of the hub ---

@@ -158,7 +158,7 @@ def test_only_the_store_must_be_given(helm: Helm) -> None:
         ("wandb.mode=on", "wandb"),
         ("model.claim.accessModes={ReadWriteSome}", "accessModes"),
         ("model.claim.size=many", "size"),
-        ("image.tag=latest", "tag"),
+        ("image.tag=latest", "image.tag: latest can change between two pods"),
         ("image.digest=sha256:12", "digest"),
         ("rbac.create=yes", "create"),
         ("aggregator.schedule=hourly", "schedule"),
@@ -169,6 +169,9 @@ def test_only_the_store_must_be_given(helm: Helm) -> None:
         ("store.uri=s3://b/p?addressing=paths", "addressing=path or virtual"),
         ("store.uri=/runs", "store.uri: must be"),
         ("store.clientUri=s3://b/p?secret_key=hush", "store.clientUri: must be a bucket"),
+        ("store.clientUri=s3://other/fractal", "store.clientUri: another bucket or prefix than"),
+        ("store.clientUri=s3://my-bucket", "store.clientUri: another bucket or prefix than"),
+        ("fill.replace=true", "fill.replace: needs a fill.again"),
         ("model.source=s3://key:hush@bucket/p", "model.source: must be wandb:ENTITY/"),
         ("model.source=wanb:E/P/N:v7", "model.source: must be wandb:ENTITY/PROJECT/NAME:VERSION"),
         ("model.source=wandb:E/P/N", "model.source: must be wandb:ENTITY/PROJECT/NAME:VERSION"),
@@ -186,9 +189,10 @@ def test_only_the_store_must_be_given(helm: Helm) -> None:
         ("kueue.minParallelism=2", "kueue.minParallelism: needs a kueue.queue"),
         ("model=null", "model"),
         ("aggregator.schedule=null", "schedule"),
-        ("fill.env.HF_TOKEN=hf_x", "HF_TOKEN"),
-        ("settings.env.MY_SECRET=x", "MY_SECRET"),
-        ("aggregator.env.FRACTAL_K8S_WEBHOOK=x", "FRACTAL_K8S_WEBHOOK"),
+        ("fill.env.HF_TOKEN=hf_x", "fill.env.HF_TOKEN: looks like a secret"),
+        ("settings.env.MY_SECRET=x", "settings.env.MY_SECRET: looks like a secret"),
+        ("aggregator.env.FRACTAL_K8S_WEBHOOK=x", "FRACTAL_K8S_WEBHOOK: looks like a secret"),
+        ("fill.env.FRACTAL_K8S_IMAGE=x", "fill.env.FRACTAL_K8S_IMAGE: is set by the chart"),
         (r"podLabels.app\.kubernetes\.io/name=x", "app.kubernetes.io/name"),
         (r"model.claim.annotations.helm\.sh/resource-policy=x", "helm.sh/resource-policy"),
         ("networkPolicy.extraCidrs[0].cidr=10.0.0.0/8", "ports"),
@@ -590,12 +594,23 @@ def test_the_fill_job_has_the_name_of_its_content(helm: Helm) -> None:
             "dataset.claim.name=other",
             "image.tag=0.2.0",
             "fill.retries=2",
+            "fill.again=1",
+            "fill.again=2",
             "fill.env.A=b",
             "huggingFace.existingSecret=hub",
             "podLabels.team=a",
         )
     }
-    assert len(others | {name}) == 9
+    assert len(others | {name}) == 11
+
+
+def test_everything_is_fetched_again_only_when_asked_for(helm: Helm) -> None:
+    def arguments(*options: str) -> list[str]:
+        (fill,) = pod_specs(helm.objects(*STORE, *options))["cache-fill"]["containers"]
+        return fill["args"]
+
+    assert "--replace" not in arguments("--set", "fill.again=2026-11-21")
+    assert arguments("--set", "fill.again=2,fill.replace=true")[-1] == "--replace"
 
 
 def test_a_new_version_of_the_chart_fills_nothing_again(helm: Helm, tmp_path: Path) -> None:
@@ -748,8 +763,10 @@ def test_the_notes_say_what_to_type_and_nothing_secret(helm: Helm) -> None:
     (fill,) = names(helm.objects(*EVERYTHING), "Job")
     assert fill in notes
     for name in ("store", "wandb", "hub", "webhook", "registry"):
-        assert f"kubectl -n ours get secret fractal-{name}\n" in notes
-    assert "helm test fractal-cache -n ours" in notes
+        assert f"kubectl --context NAME -n ours get secret fractal-{name}\n" in notes
+    assert "helm test fractal-cache --kube-context NAME -n ours" in notes
+    assert "have no keys" not in notes
+    assert "gets no key" not in notes
     assert "key of W&B" not in notes
     assert "names no registry" not in notes
     little = helm(*options, *NOTHING).partition("NOTES:")[2]
@@ -763,6 +780,12 @@ def test_the_notes_say_what_would_fail_later(helm: Helm) -> None:
     notes = helm(*options).partition("NOTES:")[2]
     assert "wandb:ENTITY/PROJECT/NAME:v7 is fetched without a key of W&B" in notes
     assert "The image fractal-k8s:0.1.0 names no registry" in notes
+    assert "Pods have no keys for s3://my-bucket/fractal, nor an identity" in notes
+    assert "fill again: helm upgrade ... --set fill.again=WORD" in notes
+    notes = helm(*options, "--set", "wandb.project=maps").partition("NOTES:")[2]
+    assert "W&B's project maps gets no key" in notes
+    notes = helm(*options, *COREWEAVE).partition("NOTES:")[2]
+    assert "have no keys" not in notes
 
 
 def shown_helm_lines() -> list[list[str]]:

@@ -14,6 +14,7 @@ import yaml
 from cluster.place import wait_for
 from conftest import Run
 from fractal_k8s.aggregate import read_grid
+from fractal_k8s.errors import EXIT_NOT_READY
 from fractal_k8s.manifest import labels
 from fractal_k8s.results.store import Store
 from fractal_k8s.sweep.assignment import Plan
@@ -154,7 +155,7 @@ def test_from_install_to_uninstall(
     notes = install(helm, standin, values, *options)
     assert "fractal-k8s launch --res 128 --context NAME -n fractal" in notes
     (job,) = fills(standin)
-    assert f"kubectl -n fractal logs -f job/{job}" in notes
+    assert f"kubectl --context NAME -n fractal logs -f job/{job}" in notes
     assert job_ended(standin, job) == "Complete"
     assert (volumes["fractal-dataset"] / "train.jsonl").read_bytes() == (
         golden / "conversations.jsonl"
@@ -286,29 +287,97 @@ def test_a_second_release_in_a_namespace_is_refused_whole(
     assert claims(standin).isdisjoint({"m2", "d2"})
 
 
-def test_a_fill_job_that_has_failed_is_made_again_as_the_guide_says(
+def test_pods_wait_for_a_cache_whatever_becomes_of_its_fill(
+    helm: Helm,
+    run: Run,
+    standin: StandIn,
+    values: Path,
+    volumes: dict[str, Path],
+    golden: Path,
+    tmp_path: Path,
+) -> None:
+    """Sent before anything fills, through a fill that fails, to one that is made again."""
+    install(helm, standin, values)
+    helm.on_cluster("test", RELEASE, "--timeout", "60s", code=1)  # its pods bind the claims
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    # an index that fails once would have failed for good
+    hasty = ("--job", "cache_wait_seconds=1", "--job", "retries_per_index=0")
+    launch = ("launch", "sweep.toml", "--res", "2", "--context", ADMIN)
+    sweep_id = json.loads(run(*launch, *hasty, "--json").stdout)["sweep"]
+    status = ("status", sweep_id, "--context", ADMIN)
+
+    def told(*words: str) -> str | None:
+        text = run(*status).output
+        return text if all(word in text for word in words) else None
+
+    waits = "wait: for a cache that is not filled yet (claim fractal-model and fractal-dataset)"
+    wait_for("pods that wait", lambda: told(waits, "no Job is filling it"))
+    wait_for("pods that gave up for now", lambda: len(codes_of(standin, sweep_id)) >= 3)
+
+    options = sources(golden, volumes)
+    model = volumes["fractal-source"] / "model"
+    model.rename(model.with_name("late"))
+    upgrade = ("upgrade", RELEASE, CHART, "-f", values, *options)
+    helm.on_cluster(*upgrade)
+    (job,) = fills(standin)
+    assert job_ended(standin, job) == "Failed"
+    again = "--set fill.again=WORD"
+    wait_for("the failed fill", lambda: told(waits, f"Job {job}: failed", "no such folder", again))
+    assert again in run("cache", "status", "--context", ADMIN, code=1).output
+    told_by_doctor = run("doctor", "--context", ADMIN, code=1).output
+    assert f"the Job {job}, which fills fractal-model and fractal-dataset, has failed" in (
+        " ".join(told_by_doctor.split())
+    )
+    refused = run(*launch, "--name", "other", code=2).output
+    assert "no such folder" in refused
+    assert again in refused
+    jobs = {item["metadata"]["name"] for item in standin.objects.list("jobs")}
+    assert not [name for name in jobs if name.startswith("other")]
+
+    model.with_name("late").rename(model)
+    helm.on_cluster(*upgrade)  # the same Job: nothing happens
+    assert job_ended(standin, job) == "Failed"
+    helm.on_cluster(*upgrade, "--set", "fill.again=2")
+    (job,) = fills(standin)
+    assert job_ended(standin, job) == "Complete"
+    assert job_ended(standin, sweep_id) == "Complete"
+    assert {*codes_of(standin, sweep_id)} == {EXIT_NOT_READY}
+    ended = run(*status).output
+    assert "for a cache" not in ended
+    assert "evicted" not in ended
+
+
+def codes_of(standin: StandIn, job: str) -> list[int]:
+    """Exit codes of a Job's pods that have failed."""
+    pods = standin.objects.list("pods")
+    return [
+        container["state"]["terminated"]["exitCode"]
+        for pod in pods
+        if pod["metadata"]["labels"].get(labels.JOB_NAME) == job
+        and pod["status"].get("phase") == "Failed"
+        for container in pod["status"]["containerStatuses"]
+    ]
+
+
+def test_a_damaged_cache_is_fetched_again_with_one_command(
     helm: Helm,
     standin: StandIn,
     values: Path,
     volumes: dict[str, Path],
     golden: Path,
-    kubectl_binary: Path,
-    tmp_path: Path,
 ) -> None:
     options = sources(golden, volumes)
-    model = volumes["fractal-source"] / "model"
-    model.rename(model.with_name("late"))
     install(helm, standin, values, *options)
     (job,) = fills(standin)
-    assert job_ended(standin, job) == "Failed"
-    model.with_name("late").rename(model)
-    upgrade = ("upgrade", RELEASE, CHART, "-f", values, *options)
-    helm.on_cluster(*upgrade)  # the same Job: nothing happens
-    assert job_ended(standin, job) == "Failed"
-    kubectl = kubectl_on(kubectl_binary, standin.kubeconfig, tmp_path)
-    kubectl("-n", NAMESPACE, "delete", "job", "-l", "app.kubernetes.io/component=cache-fill")
-    helm.on_cluster(*upgrade)
     assert job_ended(standin, job) == "Complete"
+    damaged = volumes["fractal-dataset"] / "train.jsonl"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole.replace(b"a", b"b"))
+    again = ("--set", "fill.again=2,fill.replace=true")
+    helm.on_cluster("upgrade", RELEASE, CHART, "-f", values, *options, *again)
+    (job,) = fills(standin)
+    assert job_ended(standin, job) == "Complete"
+    assert damaged.read_bytes() == whole
 
 
 def test_a_hook_fills_before_helm_returns_and_can_be_asked_later(
@@ -327,7 +396,7 @@ def test_a_hook_fills_before_helm_returns_and_can_be_asked_later(
     assert (volumes["fractal-model"] / "READY").exists()
     (command,) = [line.strip() for line in notes.splitlines() if "kubectl" in line]
     kubectl = kubectl_on(kubectl_binary, standin.kubeconfig, tmp_path)
-    assert "ready" in kubectl(*command.split()[1:]).stdout
+    assert "ready" in kubectl(*command.replace("NAME", ADMIN).split()[1:]).stdout
     assert f"Job {job}: complete" in run("cache", "status", "--context", ADMIN).output
     assert job in run("cache", "verify", "--context", ADMIN).output
 

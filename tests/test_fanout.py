@@ -45,6 +45,9 @@ ROOT = Path(__file__).parents[1]
         ((0, 137), False, 137),
         ((143, 0), False, 143),
         ((143, 75), False, 75),
+        ((0, 69, 69), False, 69),
+        ((69, 75), False, 75),
+        ((0, 69, 137), False, 137),
     ],
 )
 def test_the_code_of_a_pod_is_that_of_the_worst_end_in_any_order(

@@ -140,7 +140,7 @@ def test_numbers_are_quantities_too() -> None:
     [
         ({"store": "s3://other/maps"}, None),
         ({"store": "s3://maps/a?endpoint=http://inside"}, "s3://maps/a"),
-        ({"store": "s3://other/maps", "client_store": "s3://other/x"}, "s3://other/x"),
+        ({"store": "s3://other/x", "client_store": "s3://other/x/"}, "s3://other/x/"),
         ({"gpus": 4}, "s3://maps/a"),
     ],
 )
@@ -149,6 +149,19 @@ def test_another_store_is_not_looked_for_where_the_site_s_own_is(
 ) -> None:
     site = {"store": "s3://maps/a?endpoint=http://inside", "client_store": "s3://maps/a"}
     assert make_settings(("site", site), ("later", later)).client_store == expected
+
+
+@pytest.mark.parametrize("place", ["s3://maps/b", "s3://other/a", "gs://other/a", "s3://maps"])
+def test_two_uris_of_two_stores_are_refused(place: str) -> None:
+    site = {"store": "s3://maps/a?endpoint=http://inside", "client_store": f"{place}?endpoint=out"}
+    with pytest.raises(SweepError, match="site: client_store: is another bucket or prefix"):
+        make_settings(("site", site))
+
+
+@pytest.mark.parametrize("place", ["s3://maps/a/?region=r", "gs://maps//a", "/mnt/maps/a"])
+def test_two_ways_to_one_store_are_taken(place: str) -> None:
+    site = {"store": "s3://maps/a?endpoint=http://inside", "client_store": place}
+    assert make_settings(("site", site)).client_store == place
 
 
 def test_a_client_store_of_its_own_option_stays() -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from fractal_k8s.data.named import NAMES
-from fractal_k8s.errors import EXIT_CORRUPT, EXIT_SETTINGS
+from fractal_k8s.errors import EXIT_CORRUPT, EXIT_NOT_READY, EXIT_SETTINGS
 from fractal_k8s.manifest import labels, pod
 from fractal_k8s.manifest.render import Manifest, render
 from fractal_k8s.manifest.settings import JobSettings
@@ -172,15 +172,20 @@ def test_the_policy_of_failure() -> None:
     assert spec["backoffLimitPerIndex"] == 3
     assert spec["podReplacementPolicy"] == "Failed"
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
-    ignored, fatal = spec["podFailurePolicy"]["rules"]
+    ignored, not_ready, fatal = spec["podFailurePolicy"]["rules"]
     assert ignored == {
         "action": "Ignore",
         "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
     }
+    container = worker_of(rendered())["name"]
+    assert not_ready == {
+        "action": "Ignore",
+        "onExitCodes": {"containerName": container, "operator": "In", "values": [EXIT_NOT_READY]},
+    }
     assert fatal == {
         "action": "FailJob",
         "onExitCodes": {
-            "containerName": worker_of(rendered())["name"],
+            "containerName": container,
             "operator": "In",
             "values": [EXIT_SETTINGS, EXIT_CORRUPT],
         },
@@ -303,7 +308,7 @@ def test_kueue_is_given_no_more_pods_to_begin_with_than_there_are() -> None:
 
 
 def test_every_object_can_be_found_by_its_sweep() -> None:
-    manifest = rendered(client_store="s3://bucket/runs?endpoint=https://outside", store="s3://b/r")
+    manifest = rendered(client_store="s3://b/r?endpoint=https://outside", store="s3://b/r")
     sweep = docvqa()
     template = manifest.job["spec"]["template"]["metadata"]
     for item in (manifest.config_map["metadata"], manifest.job["metadata"], template):
@@ -340,7 +345,7 @@ def test_a_fine_tune_is_told_where_its_weights_and_data_are() -> None:
         *COMMON,
         *("--checkpoint", "/cache/model"),
         *("--dataset", "conversations:/cache/dataset/train.jsonl"),
-        *("--cache", "/cache/model", "--cache", "/cache/dataset", "--cache-wait", "600"),
+        *("--cache", "/cache/model", "--cache", "/cache/dataset", "--cache-wait", "120"),
     ]
     assert worker_of(rendered())["command"] == ["fractal-k8s"]
 
@@ -362,7 +367,7 @@ def test_made_up_data_with_weights_from_a_claim() -> None:
     told = arguments_of(docvqa(dataset="forms:500"))
     assert told == [
         *COMMON,
-        *("--checkpoint", "/cache/model", "--cache", "/cache/model", "--cache-wait", "600"),
+        *("--checkpoint", "/cache/model", "--cache", "/cache/model", "--cache-wait", "120"),
     ]
 
 

@@ -150,6 +150,50 @@ def test_claims_of_weights_do_not_matter_to_a_sweep_without(standin: StandIn) ->
     assert len(preflight(cluster, settings, None).problems) == 1
 
 
+@pytest.mark.parametrize(
+    ("status", "state", "words"),
+    [
+        ({"conditions": [{"type": "Complete", "status": "True"}]}, "ok", "filled by fill-2"),
+        ({"active": 1}, "note", "is not done with model"),
+        (
+            {"conditions": [{"type": "Failed", "status": "True", "reason": "PodFailurePolicy"}]},
+            "problem",
+            "the Job fill-2, which fills model, has failed (PodFailurePolicy); remove the cause",
+        ),
+    ],
+)
+def test_the_newest_job_that_fills_a_claim_counts(
+    standin: StandIn, look: Look, status: Any, state: str, words: str
+) -> None:
+    wanted = {"model_claim": "model", "dataset_claim": "data"}
+    assert state_of(look(**wanted), "caches") == (
+        "ok",
+        "no Job fills them now; pods read them once they find the file READY",
+    )
+    failed = {"conditions": [{"type": "Failed", "status": "True", "reason": "old"}]}
+    plant_fill(standin, "fill-1", "model", failed)
+    plant_fill(standin, "fill-2", "model", status)  # of two of one second the later name counts
+    plant_fill(standin, "fill-3", "elsewhere", failed)
+    found = state_of(look(**wanted), "caches")
+    assert found[0] == state
+    assert words in found[1]
+
+
+def plant_fill(standin: StandIn, name: str, claim: str, status: Any) -> None:
+    container = {
+        "name": labels.FILL_CONTAINER,
+        "image": "i:1",
+        "volumeMounts": [{"name": "cache", "mountPath": labels.MODEL_MOUNT}],
+    }
+    volume = {"name": "cache", "persistentVolumeClaim": {"claimName": claim}}
+    kind = {labels.COMPONENT: labels.CACHE_FILL}
+    pod = {"containers": [container], "volumes": [volume], "restartPolicy": "Never"}
+    spec = {"template": {"metadata": {"labels": kind}, "spec": pod}}
+    meta = {"name": name, "namespace": "fractal", "labels": kind}
+    body = {"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": spec}
+    standin.objects.create("jobs", {**body, "status": status})
+
+
 def test_an_old_cluster_is_refused(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client.Cluster, "version", lambda self: "v1.27.4-eks")
     findings = look()
@@ -185,7 +229,8 @@ def test_without_rights_each_one_is_named_and_what_cannot_be_seen_is_said(
     problem = findings.problems[0]
     assert "in namespace fractal you may not create/get/list/patch/delete jobs.batch" in problem
     assert "get pods/log" in problem
-    assert "bind you to the Role fractal-k8s-user" in problem
+    assert "name you in the chart's rbac.users or rbac.groups" in problem
+    assert "bind you to the Role fractal-k8s-user of manifests/rbac.yaml" in problem
     for name, right in (("claim model", "get persistentvolumeclaims"), ("nodes", "list nodes")):
         state, text = state_of(findings, name)
         assert state == "skipped"

@@ -32,7 +32,7 @@ from fractal_k8s.backends.kube.progress import (
 )
 from fractal_k8s.backends.kube.trouble import Cause, cause_of, find_troubles, refused_pods
 from fractal_k8s.cli.cluster_status import View, follow, look_once, status_lines
-from fractal_k8s.errors import ForbiddenError, UsageError
+from fractal_k8s.errors import EXIT_NOT_READY, ForbiddenError, UsageError
 from fractal_k8s.manifest import labels
 from fractal_k8s.manifest.render import render
 from fractal_k8s.manifest.settings import make_settings
@@ -336,6 +336,15 @@ def test_evictions_are_counted_once() -> None:
     assert count_evicted([first, second, gone]) == 2
 
 
+def test_pods_that_gave_up_waiting_for_a_cache_were_not_evicted() -> None:
+    """Both count as ignored by the Job, in one number."""
+    earlier, later = (ended(EXIT_NOT_READY, index=0) for _ in range(2))
+    running = timed("Running", 0)
+    running["metadata"]["annotations"]["batch.kubernetes.io/job-index-ignored-failure-count"] = "3"
+    assert count_evicted([earlier, later, running]) == 1
+    assert count_evicted([earlier]) == 0
+
+
 @pytest.mark.parametrize("gpus", [0, 1, 4])
 def test_points_of_done_indexes(gpus: int) -> None:
     sweep = mlp_sweep(resolution=[8, 8])
@@ -479,11 +488,16 @@ def test_status_with_the_store(
     reader = ProgressReader(cluster, sweep_id)
     until(lambda: reader.read().is_finished)
     here = ("--context", "standin", "--kubeconfig", str(standin.kubeconfig))
-    assert "nothing of" in run("status", sweep_id, *here).output
+    empty = run("status", sweep_id, *here).output
+    assert "nothing of" in empty
+    assert "3 indexes are done, and" in empty
+    assert "pods write to /store/runs; are the two the same place" in empty
+    assert "continue with" not in empty  # it would be trained again for nothing
     Store(str(tmp_path / "runs")).sweep(sweep_id).write_plan(Plan(place.sweep, Deal()))
     place.put("a", [trained(place.sweep, k, 3.0 if k < 4 else 0.5) for k in range(12)])
     output = run("status", sweep_id, *here).output
     assert "12 of 16 points (75.0%)" in output
+    assert "the same place" not in output
     assert "8 trainable, 4 not trainable, 0 diverged, 0 failed, 4 missing" in output
     assert "failed (FailedIndexes: some indexes failed for good)" in output
     assert "1 pod failed: crashed (exit code 1)  [index 2 = (" in output

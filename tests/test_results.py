@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import mlp_sweep
+from conftest import Run, mlp_sweep
 from fractal_k8s.errors import ConflictError, CorruptError, StoreError, UsageError
 from fractal_k8s.results import schema
 from fractal_k8s.results.attempt import Attempt
@@ -331,6 +331,15 @@ def test_a_sweep_is_found_by_the_start_of_its_id(tmp_path: Path) -> None:
 
 
 # --- grid ---
+
+
+def test_a_sweep_without_a_definition_is_damaged_and_not_gone(tmp_path: Path, run: Run) -> None:
+    store = Store(str(tmp_path / "runs"))
+    store.files.put("small-0123456789/sweep.json", b"")
+    assert store.sweep_ids() == ["small-0123456789"]
+    with pytest.raises(CorruptError, match=r"small-0123456789/sweep\.json"):
+        store.plan("small")
+    assert "unreadable" in run("list").output
 
 
 def test_states_follow_from_outcomes_and_rule(folder: SweepStore, sweep: Sweep) -> None:

@@ -151,7 +151,12 @@ def plant_pods(standin: StandIn, job: str, sweep: str) -> None:
 def plant_fill(standin: StandIn, job: str) -> None:
     """A Job that fills the claim `late`, and its pod, which has ended."""
     volume = {"name": "model", "persistentVolumeClaim": {"claimName": "late"}}
-    container = {"name": labels.FILL_CONTAINER, "image": "i:1", "args": ["cache", "fill"]}
+    container = {
+        "name": labels.FILL_CONTAINER,
+        "image": "i:1",
+        "args": ["cache", "fill"],
+        "volumeMounts": [{"name": "model", "mountPath": labels.MODEL_MOUNT}],
+    }
     spec = {"containers": [container], "volumes": [volume], "restartPolicy": "Never"}
     kind = {labels.COMPONENT: labels.CACHE_FILL}
     plant(
@@ -205,6 +210,12 @@ def test_every_command_needs_exactly_the_rights_of_the_table(
     for plural, name in (("jobs", "fill"), ("pods", "fill-x")):
         standin.objects.delete(plural, "fractal", name)
     watched("render", "sweep.toml")
+    # of a sweep without a Job the site names the store
+    watched("analyze", "parent", "--partial")
+    watched("fetch", "parent", "--to", str(tmp_path / "copy"))
+    watched("report", "parent")
+    watched("show", "parent")
+    watched("list", "--stored")
     watched("launch", "sweep.toml", "--points-per-index", "1")
     watched("launch", "sweep.toml", "--points-per-index", "1")
     job, aggregator = sorted(each["metadata"]["name"] for each in standin.objects.list("jobs"))
@@ -246,7 +257,8 @@ def test_the_optional_role_is_not_needed(run: Run, standin: StandIn, tmp_path: P
     plant_fill(standin, "fill")
     assert "Job fill: " in run("cache", "status", "--context", user).output
     refused = run("cluster", "--context", user, code=2).output
-    assert "ask whoever runs the cluster for the ClusterRole fractal-k8s-viewer" in refused
+    assert "ask whoever runs the cluster for the chart's rbac.clusterViewer" in refused
+    assert "or for the ClusterRole fractal-k8s-viewer of manifests/rbac.yaml" in refused
 
 
 def test_who_may_not_see_claims_sees_the_job_that_fills_them(run: Run, standin: StandIn) -> None:

@@ -23,10 +23,11 @@ from fractal_k8s.aggregate import read_grid
 from fractal_k8s.checkpoints import ready
 from fractal_k8s.errors import (
     EXIT_COMPLETE,
+    EXIT_NOT_READY,
     EXIT_RETRY,
     CorruptError,
     MixedNumericsError,
-    RetryError,
+    NotReadyError,
     StoreError,
 )
 from fractal_k8s.results.attempt import Attempt
@@ -810,7 +811,7 @@ def test_a_cache_is_waited_for_until_it_is_whole(
     filler.join()
     assert said == [f"waiting up to 30 s for a file READY in {data}"]
     (model / "READY").unlink()
-    with pytest.raises(RetryError, match=rf"no file READY in {model} after 0 s: the Job that"):
+    with pytest.raises(NotReadyError, match=rf"no file READY in {model} after 0 s: the cache"):
         ready.wait_until_ready([model, data], 0.2, said.append)
 
 
@@ -820,7 +821,7 @@ def test_a_worker_whose_cache_is_empty_asks_for_another_attempt(tmp_path: Path) 
     command = [sys.executable, "-m", "fractal_k8s", "worker", *arguments]
     command += ["--sweep", str(plan_file(tmp_path, sweep))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == EXIT_RETRY
+    assert done.returncode == EXIT_NOT_READY  # which no try of a Job's index is counted for
     assert "no file READY in" in done.stderr
     process = subprocess.Popen([*command, "--cache-wait", "600"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

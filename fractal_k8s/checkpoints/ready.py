@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from fractal_k8s.errors import RetryError
+from fractal_k8s.errors import NotReadyError
 from fractal_k8s.sealed import READY
 
 _POLL_SECONDS: Final = 5.0
@@ -22,7 +22,7 @@ def wait_until_ready(folders: Sequence[Path], seconds: float, tell: Callable[[st
         tell: gets one line if there is something to wait for.
 
     Raises:
-        RetryError: some are not whole by then.
+        NotReadyError: some are not whole by then.
     """
     deadline = time.monotonic() + seconds
     waiting = [folder for folder in folders if not _is_ready(folder)]
@@ -32,9 +32,9 @@ def wait_until_ready(folders: Sequence[Path], seconds: float, tell: Callable[[st
         time.sleep(min(_POLL_SECONDS, left))
         waiting = [folder for folder in waiting if not _is_ready(folder)]
     if waiting:
-        raise RetryError(
-            f"no file {READY} in {_names(waiting)} after {seconds:.0f} s: the Job that fills "
-            "the cache has not finished, see `kubectl get jobs`; this worker may be tried again"
+        raise NotReadyError(
+            f"no file {READY} in {_names(waiting)} after {seconds:.0f} s: the cache is not filled "
+            "yet, see `fractal-k8s cache status`; this worker is tried again"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 
 from fractal_k8s import __version__
-from fractal_k8s.errors import EXIT_SETTINGS, FractalError
+from fractal_k8s.errors import EXIT_INTERRUPTED, EXIT_SETTINGS, FractalError
 from fractal_k8s.stopping import Stopped, exit_code
 
 # name -> what `--help` says of it; the command is `command` in the module cli/<name>.py,
@@ -106,6 +106,8 @@ class _Group(click.Group):
         except Stopped as stop:
             text = "stopped before it was done; run the same command to begin again"
             raise _Translated(text, exit_code(stop.number)) from None
+        except KeyboardInterrupt:  # before there was a command, which says more
+            raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
         except click.UsageError as error:
             if ctx.invoked_subcommand == "worker":
                 raise _worker_failed(error.format_message(), EXIT_SETTINGS) from None

@@ -17,7 +17,7 @@ from fractal_k8s.cli.common import (
     store_option,
     summary_lines,
 )
-from fractal_k8s.cli.where import Where, cluster_options
+from fractal_k8s.cli.where import Where, cluster_options, store_at, stored_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 _WORST: Final = (65, 75, 2, 1, 0)
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    interrupted="the last whole summary stays; run the same command to go on",
+)
 @click.argument("sweep_id", metavar="[ID]", required=False)
 @click.option("--all", "is_all", is_flag=True, help="Every sweep of the store that has changed.")
 @click.option(
@@ -74,10 +77,12 @@ def command(
     Reads only what is new since the last time. Exit code: 0 every point has a verdict; 1 points are
     missing or failed; 65 objects of the store are damaged or contradict each other, each of which
     is named and costs no other point; 2 the store cannot be read or written. With --all, holes are
-    no error and 75 says that a sweep could not be read.
+    no error and 75 says that a sweep could not be read. With --context the store is the one that a
+    cluster's sweep writes to, and the cluster says when the sweep has ended.
 
     \b
         fractal-k8s aggregate tanh
+        fractal-k8s aggregate docvqa-d20 --context cks-wb3
         fractal-k8s aggregate docvqa-d20 --store s3://bucket/fractal --until-complete
         fractal-k8s aggregate --all --store s3://bucket/fractal
     """
@@ -85,15 +90,14 @@ def command(
         raise click.UsageError("name one sweep, or give --all")
     if is_all and until_complete:
         raise click.UsageError("--until-complete waits for one sweep; leave --all out")
-    if where.is_named and not (is_all or until_complete):
-        raise click.UsageError("a cluster is asked only by --until-complete and --all")
     if sweep_id is None:
-        sys.exit(_every_sweep(store_uri, where, allow_mixed, as_json))
+        sys.exit(_every_sweep(store_at(where, store_uri), where, allow_mixed, as_json))
+    uri, found = stored_at(where, sweep_id, store_uri)
     began = time.monotonic()
     if until_complete:
-        done = _until(sweep_id, store_uri, where, (patience, every), allow_mixed, as_json)
+        done = _until(found, uri, where, (patience, every), allow_mixed, as_json)
     else:
-        done = _once(sweep_id, store_uri, allow_mixed, as_json)
+        done = _once(found, uri, allow_mixed, as_json)
     _say(done, time.monotonic() - began, as_json)
     sys.exit(done.exit_code)
 

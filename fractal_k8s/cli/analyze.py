@@ -17,6 +17,7 @@ from fractal_k8s.cli.common import (
     store_option,
     summary_lines,
 )
+from fractal_k8s.cli.where import Where, cluster_options, stored_at
 from fractal_k8s.errors import IncompleteError, UsageError
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ _METHODS = ("windows", "published", "notebook", "aligned")
 @click.option("--partial", is_flag=True, help="Accept a map with missing or failed points.")
 @mixed_option
 @store_option
+@cluster_options
 @json_option
 def command(
     sweep_id: str | None,
@@ -91,6 +93,7 @@ def command(
     partial: bool,
     allow_mixed: bool,
     store_uri: str,
+    where: Where,
     as_json: bool,
 ) -> None:
     """Measure a map: dimension of its edge, shares, states.
@@ -105,9 +108,14 @@ def command(
         raise click.UsageError("give the ID of a sweep or --mask FILE, one of the two")
     if mask is not None and settings:
         raise click.UsageError("--set needs a sweep: a mask has its verdicts already")
+    if mask is not None and where.is_named:
+        raise click.UsageError("--context needs a sweep: a mask is a file of this machine")
     _check_files(mask, against, figure, csv_file, only)
-    reader = _Reader(store_uri, settings, allow_mixed, only_maps=bool(against or csv_file))
-    subject = reader.mask(mask) if mask is not None else reader.sweep(str(sweep_id))
+    uri, found = store_uri, sweep_id
+    if sweep_id is not None:
+        uri, found = stored_at(where, sweep_id, store_uri)
+    reader = _Reader(uri, settings, allow_mixed, only_maps=bool(against or csv_file))
+    subject = reader.mask(mask) if mask is not None else reader.sweep(str(found))
     other = None
     if against is not None:
         other = reader.mask(Path(against)) if mask is not None else reader.sweep(against)

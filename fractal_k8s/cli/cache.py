@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,10 +13,12 @@ import click
 
 from fractal_k8s.cli.common import Command, echo_json, json_option, size_text
 from fractal_k8s.cli.where import Where, cluster_options
-from fractal_k8s.errors import EXIT_CORRUPT
+from fractal_k8s.errors import EXIT_CORRUPT, ForbiddenError
+from fractal_k8s.termination import VARIABLE
 
 if TYPE_CHECKING:
     from fractal_k8s.backends.kube.cachejobs import FillJob
+    from fractal_k8s.backends.kube.client import Cluster
     from fractal_k8s.caches import Shelf
     from fractal_k8s.sealed import Seal
 
@@ -41,7 +44,9 @@ def root_option(*, required: bool) -> Callable[[F], F]:
     )
 
 
-@command.command("fill", cls=Command)
+@command.command(
+    "fill", cls=Command, interrupted="files that have come are kept; run the same command to go on"
+)
 @root_option(required=True)
 @click.option(
     "--model",
@@ -101,7 +106,8 @@ def fill(root: Path, model: str | None, dataset: str | None, replace: bool, as_j
 def status(root: Path | None, where: Where, as_json: bool) -> None:
     """Say what a cache holds, from where and since when.
 
-    With --context it says how the Job of the chart that fills a cluster's cache stands.
+    With --context it says how the Jobs of the chart stand that fill a cluster's cache, and its
+    claims. Ends with exit code 1 if the newest Job of a claim has failed.
 
     \b
         fractal-k8s cache status --root cache
@@ -122,7 +128,9 @@ def status(root: Path | None, where: Where, as_json: bool) -> None:
         click.echo(_shelf_line(shelf))
 
 
-@command.command("verify", cls=Command)
+@command.command(
+    "verify", cls=Command, interrupted="nothing is said of the cache, and nothing was changed"
+)
 @root_option(required=False)
 @cluster_options
 @json_option
@@ -130,7 +138,7 @@ def verify(root: Path | None, where: Where, as_json: bool) -> None:
     """Read a cache whole and compare every file with what was sealed.
 
     Ends with exit code 65 if a byte has changed or a file is gone, and names the file. With
-    --context it prints what to run on the cluster: a pod that reads the claims.
+    --context it prints what to run on the cluster: a Job whose log says the same of the claims.
 
     \b
         fractal-k8s cache verify --root cache
@@ -154,8 +162,18 @@ def verify(root: Path | None, where: Where, as_json: bool) -> None:
             size = size_text(shelf.seal.size) if shelf.seal else ""
             click.echo("\n".join(wrong[name]) or f"{name}: whole, {size} compared")
     if any(wrong.values()):
-        click.echo("fetch it again with: fractal-k8s cache fill ... --replace", err=True)
+        click.echo(f"fetch it again with: {_fetching_again()}", err=True)
         sys.exit(EXIT_CORRUPT)
+
+
+def _fetching_again() -> str:
+    """How a damaged cache is filled anew: in a pod, by whoever runs the cluster."""
+    if VARIABLE in os.environ:
+        return (
+            "helm upgrade ... --set fill.again=WORD --set fill.replace=true, when no sweep reads "
+            "it; or fill another claim"
+        )
+    return "fractal-k8s cache fill ... --replace"
 
 
 def _given(root: Path | None) -> Path:
@@ -198,11 +216,12 @@ def _shelf_line(shelf: Shelf) -> str:
 
 
 def _say_cluster(where: Where, as_json: bool) -> None:
-    from fractal_k8s.backends.kube.cachejobs import claims, fill_jobs
+    from fractal_k8s.backends.kube.cachejobs import claim_states, fill_jobs, newest_of
 
     cluster = where.connect()
-    jobs = fill_jobs(cluster)
-    bound = claims(cluster, jobs)
+    jobs, named = fill_jobs(cluster), _site_claims(cluster)
+    bound = claim_states(cluster, [*named, *(claim for job in jobs for claim in job.claims)])
+    failed = [job for job in newest_of(jobs) if job.is_failed]
     if as_json:
         echo_json(
             {
@@ -212,26 +231,58 @@ def _say_cluster(where: Where, as_json: bool) -> None:
                 "claims": bound,
             }
         )
-        return
+    else:
+        click.echo("\n".join(_cluster_lines(cluster, jobs, bound, failed)))
+    if failed:
+        sys.exit(1)
+
+
+def _cluster_lines(
+    cluster: Cluster, jobs: list[FillJob], bound: dict[str, str], failed: list[FillJob]
+) -> Iterator[str]:
+    from fractal_k8s.backends.kube.cachejobs import AGAIN
+
     if not jobs:
-        click.echo(
-            f"no Job fills a cache in namespace {cluster.namespace}: helm install fractal-cache "
-            "makes one, or its time to live is over"
-        )
+        told = "their Job may be over for long" if bound else "helm install fractal-cache makes one"
+        yield f"no Job fills a cache in namespace {cluster.namespace} now; {told}"
     for job in jobs:
-        click.echo(_job_line(job))
+        yield _job_line(job)
     for name, state in bound.items():
-        click.echo(f"claim {name}: {state}")
+        yield f"claim {name}: {state}"
+    if not jobs and bound:
+        yield "what they hold: fractal-k8s cache verify --help"
+    if failed:
+        yield f"remove the cause, then fill again: {AGAIN}"
+
+
+def _site_claims(cluster: Cluster) -> list[str]:
+    """Claims that the site's settings name, filled by a Job that is gone or by other means."""
+    from fractal_k8s.backends.kube.cachejobs import cache_claims
+    from fractal_k8s.backends.kube.site import read_site
+
+    try:
+        _, site = read_site(cluster)
+    except ForbiddenError:
+        return []
+    return [*cache_claims(site).values()]
 
 
 def _job_line(job: FillJob) -> str:
     text = f"Job {job.name}: {job.state}"
     text += f", {job.filled}" if job.filled else ""
-    text += f"\n  {job.said}" if job.said else ""
-    return text
+    return text + "".join(f"\n  {line}" for line in job.said.splitlines())
 
 
 def _print_verify_job(where: Where) -> None:
-    from fractal_k8s.backends.kube.cachejobs import verify_job
+    from fractal_k8s.backends.kube.cachereader import COMPONENT, verify_job
+    from fractal_k8s.backends.kube.send import kubectl
+    from fractal_k8s.manifest import labels
 
-    click.echo(verify_job(where.connect()), nl=False)
+    cluster = where.connect()
+    click.echo(verify_job(cluster), nl=False)
+    command = kubectl(cluster)
+    click.echo(
+        f"nothing is created yet: pipe this into {command} create -f -, and read what it finds "
+        f"with: {command} logs -f --tail=-1 -l {labels.COMPONENT}={COMPONENT}",
+        err=True,
+    )

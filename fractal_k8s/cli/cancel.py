@@ -25,7 +25,7 @@ def command(sweep_id: str, where: Where, as_json: bool) -> None:
     """
     from fractal_k8s.backends.kube import steer
     from fractal_k8s.backends.kube.jobs import sweep_and_jobs
-    from fractal_k8s.cli.cluster_status import store_of
+    from fractal_k8s.cli.cluster_store import store_of
 
     cluster = where.connect()
     found, jobs = sweep_and_jobs(cluster, sweep_id)

@@ -47,8 +47,8 @@ def command(whole: bool, where: Where, as_json: bool) -> None:
         inventory = read_inventory(cluster)
     except ForbiddenError as error:
         raise ForbiddenError(
-            f"{error}; ask whoever runs the cluster for the ClusterRole {VIEWER} of "
-            "manifests/rbac.yaml"
+            f"{error}; ask whoever runs the cluster for the chart's rbac.clusterViewer, or for the "
+            f"ClusterRole {VIEWER} of manifests/rbac.yaml"
         ) from None
     if as_json:
         echo_json({"context": cluster.context, **_facts(inventory)})

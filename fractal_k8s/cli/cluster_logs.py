@@ -17,7 +17,7 @@ from fractal_k8s.backends.kube.podlogs import (
     pods_at,
 )
 from fractal_k8s.backends.kube.trouble import cause_of
-from fractal_k8s.cli.cluster_status import store_of, sweep_of
+from fractal_k8s.cli.cluster_store import store_of, sweep_of
 from fractal_k8s.cli.common import echo_json, open_store
 from fractal_k8s.cli.logs import show_stored
 from fractal_k8s.errors import StoreError, UsageError

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from fractal_k8s.backends.kube.jobs import NoJobError, find_sweep
 from fractal_k8s.backends.kube.progress import JobProgress, Progress, ProgressReader
-from fractal_k8s.backends.kube.site import read_site
+from fractal_k8s.cli.cluster_store import see_it, store_of, sweep_of
 from fractal_k8s.cli.common import duration, echo_json, open_store, per_second
 from fractal_k8s.cli.polling import Poller
 from fractal_k8s.cli.status import counts_text, tally_reader
@@ -19,7 +18,6 @@ from fractal_k8s.errors import (
     EXIT_INTERRUPTED,
     ClusterError,
     ForbiddenError,
-    FractalError,
     StoreError,
     UsageError,
 )
@@ -52,6 +50,10 @@ _LAST_LOOK_S: Final = 20.0
 _MOST_TROUBLES: Final = 6
 
 
+class _NothingYetError(StoreError):
+    """The store holds nothing of the sweep."""
+
+
 class View:
     """A sweep on a cluster and its store, both looked at as often as asked."""
 
@@ -73,8 +75,12 @@ class View:
         self.cluster = cluster
         self.sweep_id = sweep_id
         self.reader = ProgressReader(cluster, sweep_id)
-        self._asked = store_uri
+        self.asked_store = store_uri
         self.store_uri: str | None = None
+        # that pods write to
+        self.pods_store = ""
+        # looks at the store after which it must hold outcomes; None = no index is done yet
+        self._due: int | None = None
         self.plan: Plan | None = None
         self.store: Poller[Tally] | None = None
         self._unreadable: str | None = None
@@ -89,11 +95,14 @@ class View:
         """
         jobs = self.reader.jobs()
         self.plan = self.reader.plan(jobs[-1])
-        self.store_uri = self._asked or store_of(jobs[-1])
+        self.store_uri = self.asked_store or store_of(jobs[-1])
+        self.pods_store = jobs[-1].annotation(labels.STORE) or ""
         if self.store_uri is None:
             self._unreadable = "its Job names no store that this machine can read; give --store URI"
         else:
             self.store = Poller(self._store_look(self.plan, self.store_uri), _STORE_EVERY_S).start()
+        if any(job.completed for job in jobs):
+            self._due = 1
         return jobs
 
     def close(self) -> None:
@@ -108,7 +117,10 @@ class View:
         Raises:
             FractalError: as `ProgressReader.read`.
         """
-        return self.reader.read(None if self.store is None else self.store.value, jobs)
+        progress = self.reader.read(None if self.store is None else self.store.value, jobs)
+        if self._due is None and self.store is not None and any(job.done for job in progress.jobs):
+            self._due = self.store.calls + 2  # the look that is under way may have been too early
+        return progress
 
     def fresh(self, progress: Progress) -> Progress:
         """A look with what has been read of the store since."""
@@ -125,6 +137,14 @@ class View:
             return f"the store does not answer yet: {self.store_uri}"
         return None
 
+    def has_nothing(self) -> bool:
+        """Whether the store holds no outcome of the sweep though an index was done before."""
+        if self.store is None or self._due is None or self.store.calls < self._due:
+            return False
+        if isinstance(self.store.error, _NothingYetError):
+            return True
+        return self.store.value is not None and not self.store.value.objects
+
     def _store_look(self, plan: Plan, uri: str) -> Callable[[], Tally]:
         reader: TallyReader | None = None
 
@@ -135,53 +155,12 @@ class View:
                 self._keep = reader.keep
             folder = reader.folder
             if folder.files.get(folder.key("sweep.json")) is None:
-                raise StoreError(f"nothing of {plan.sweep.id} is in {uri} yet")
+                raise _NothingYetError(f"nothing of {plan.sweep.id} is in {uri} yet")
             # who waits for the first look waits for no second
             budget, self._budget_s = self._budget_s, _LATER_BUDGET_S
             return reader.refresh(budget)
 
         return look
-
-
-def store_of(job: SweepJob) -> str | None:
-    """The store of a Job as this machine may reach it; None if only pods can."""
-    return _reachable(job.annotation(labels.CLIENT_STORE) or job.annotation(labels.STORE))
-
-
-def _reachable(uri: str | None) -> str | None:
-    if uri is None or uri == labels.STORE_MOUNT or uri.startswith(f"{labels.STORE_MOUNT}/"):
-        return None
-    return uri
-
-
-def sweep_of(cluster: Cluster, text: str, store_uri: str | None, *, command: str) -> str:
-    """The id of the sweep whose Jobs `text` names, as `find_sweep` says.
-
-    Args:
-        command: shows the same of a store, where the outcomes stay when a Job has gone.
-
-    Raises:
-        UsageError: no sweep with a Job, with the command to go on with; or several.
-    """
-    try:
-        return find_sweep(cluster, text)
-    except NoJobError as error:
-        uri = store_uri or _site_store(cluster)
-        if uri is None:
-            raise
-        raise UsageError(
-            f"{error}; Jobs go a while after their end, outcomes stay, see: "
-            f"fractal-k8s {command} {shlex.quote(text)} --store {shlex.quote(uri)}"
-        ) from None
-
-
-def _site_store(cluster: Cluster) -> str | None:
-    """The store of new sweeps as this machine may reach it; None if nothing says so."""
-    try:
-        _, site = read_site(cluster)
-    except FractalError:
-        return None
-    return _reachable(site.get("client_store") or site.get("store"))
 
 
 def show(where: Where, text: str, store_uri: str | None, *, watch: bool, as_json: bool) -> None:
@@ -356,34 +335,71 @@ def status_lines(progress: Progress, view: View) -> list[str]:
                 "the next look goes on"
             )
     lines += [f"  {_job_line(job)}" for job in progress.jobs]
+    lines += _aggregator_lines(progress, view)
     if text := _use(progress):
         lines.append(f"  {text}")
     if progress.evicted:
         times = "once" if progress.evicted == 1 else f"{progress.evicted:,} times"
         lines.append(f"  {times} a pod was evicted or preempted, and replaced")
+    is_over = progress.is_finished and not progress.missing
     for trouble in progress.troubles[:_MOST_TROUBLES]:
-        lines += _trouble_lines(trouble, view)
+        lines += _trouble_lines(trouble, view, is_over=is_over)
     if len(progress.troubles) > _MOST_TROUBLES:
         lines.append(f"  and {len(progress.troubles) - _MOST_TROUBLES} other causes")
     lines += [f"  note: {note}" for note in progress.notes]
     if tally is not None:
         lines += [f"  problem: {problem}" for problem in tally.problems]
-    if (note := view.store_note()) is not None:
-        lines.append(f"  outcomes not shown: {note}")
-    if progress.missing and (progress.is_finished or progress.state == "paused"):
-        lines.append(f"  continue with: {command_line('resume', view)}")
-    if progress.is_finished and not progress.missing and view.store_note() is None:
-        store = shlex.quote(view.store_uri or "")
-        lines.append(f"  see it with: fractal-k8s report {sweep.id} --store {store}")
+    lines += _next_lines(progress, view)
     if view.store_uri is not None:
         # without the options of the URI
         lines.append(f"  {view.store_uri.partition('?')[0].rstrip('/')}/{sweep.id}")
     return lines
 
 
+def _next_lines(progress: Progress, view: View) -> list[str]:
+    """What keeps outcomes from being shown, and what can be done next."""
+    lines = []
+    if (note := view.store_note()) is not None:
+        lines.append(f"  outcomes not shown: {note}")
+    if lost := _lost(progress, view):
+        lines.append(f"  problem: {lost}")
+    elif progress.missing and (progress.is_finished or progress.state == "paused"):
+        lines.append(f"  continue with: {command_line('resume', view)}")
+    if progress.is_finished and not progress.missing and view.store_note() is None:
+        given = view.asked_store
+        words = view.options if given is None else f"--store {shlex.quote(given)}"
+        lines.append(f"  see it with: {see_it(view.sweep_id, view.store_uri or '', words)}")
+    return lines
+
+
+def _lost(progress: Progress, view: View) -> str | None:
+    """That indexes are done whose outcomes are not where this machine looks for them."""
+    done = sum(job.done for job in progress.jobs)
+    if not view.has_nothing():
+        return None
+    here, theirs = (uri.partition("?")[0] for uri in (view.store_uri or "", view.pods_store))
+    what = "1 index is" if done == 1 else f"{done:,} indexes are"
+    return (
+        f"{what} done, and {here} has no outcome of the sweep: pods write to {theirs}; are the two "
+        "the same place (client_store, of the chart store.clientUri)? See also --store"
+    )
+
+
 def command_line(name: str, view: View) -> str:
     """The command that does `name` to the sweep on its cluster."""
     return f"fractal-k8s {name} {view.sweep_id} {view.options}"
+
+
+def _aggregator_lines(progress: Progress, view: View) -> list[str]:
+    """How the Job stands that draws the map."""
+    aggregator = progress.aggregator
+    if aggregator is None:
+        return []
+    said = f": {aggregator.said}" if aggregator.said else ""
+    lines = [f"  job/{aggregator.name}, which draws the map: {aggregator.state}{said}"]
+    if aggregator.has_failed:
+        lines.append(f"      -> draw it with: {command_line('aggregate', view)}")
+    return lines
 
 
 def _points(progress: Progress) -> str:
@@ -439,7 +455,8 @@ def trouble_text(trouble: Trouble) -> str:
     return f"{count}{trouble.cause.what}"
 
 
-def _trouble_lines(trouble: Trouble, view: View) -> list[str]:
+def _trouble_lines(trouble: Trouble, view: View, *, is_over: bool) -> list[str]:
+    """A trouble with its examples, and what to do about it unless all is over and done."""
     text = trouble_text(trouble)
     if trouble.indexes:
         shown = [_index_text(view, job, index) for job, index in trouble.indexes]
@@ -450,7 +467,8 @@ def _trouble_lines(trouble: Trouble, view: View) -> list[str]:
     lines = [f"  ! {text}"]
     if trouble.cause.said:
         lines.append(f"      {trouble.cause.said}")
-    lines.append(f"      -> {trouble.cause.advice}")
+    if not is_over:
+        lines.append(f"      -> {trouble.cause.advice}")
     return lines
 
 
@@ -500,6 +518,7 @@ def facts(progress: Progress, view: View) -> dict[str, Any]:
         "cost_usd": use.usd,
         "use_is_exact": use.is_exact,
         "evicted": progress.evicted,
+        "aggregator": None if progress.aggregator is None else vars(progress.aggregator),
         "troubles": [
             {
                 "cause": trouble.cause.what,
@@ -513,7 +532,7 @@ def facts(progress: Progress, view: View) -> dict[str, Any]:
             for trouble in progress.troubles
         ],
         "store": view.store_uri,
-        "store_problem": view.store_note(),
+        "store_problem": _lost(progress, view) or view.store_note(),
         "outcome_objects": None if tally is None else tally.objects,
         "unread_objects": None if tally is None else tally.unread,
         "numerics_classes": None if tally is None else list(tally.classes),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 
+from fractal_k8s.errors import EXIT_INTERRUPTED
 from fractal_k8s.results import DEFAULT_STORE
 
 if TYPE_CHECKING:
@@ -26,10 +27,15 @@ DEFAULT_PRESET: Final = "docvqa-d20"
 
 
 class Command(click.Command):
-    """A command of ours: every one takes --debug."""
+    """A command of ours: every one takes --debug, and Ctrl-C ends it with one sentence.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        interrupted: what Ctrl-C leaves behind and how to go on; None = nothing is promised.
+    """
+
+    def __init__(self, *args: Any, interrupted: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.interrupted = interrupted
         self.params.append(
             click.Option(
                 ["--debug"],
@@ -40,6 +46,14 @@ class Command(click.Command):
                 help="Show tracebacks.",
             )
         )
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            text = f"stopped; {self.interrupted}" if self.interrupted else "stopped"
+            click.echo(f"\n{text}", err=True)  # the terminal has just shown ^C
+            raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
 
 
 def _remember_debug(ctx: click.Context, option: click.Parameter, value: bool) -> None:

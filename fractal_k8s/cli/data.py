@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -14,13 +14,15 @@ from fractal_k8s.cli.common import Command, echo_json, json_option
 if TYPE_CHECKING:
     from fractal_k8s.data.conversations import Encoder
 
+_INTERRUPTED: Final = "no half of it passes for a data set; run the same command to begin again"
+
 
 @click.group()
 def command() -> None:
     """Fetch a data set of conversations from the hub, or make one from DocVQA's pages."""
 
 
-@command.command(cls=Command)
+@command.command(cls=Command, interrupted=_INTERRUPTED)
 @click.argument("reference", metavar="REF")
 @click.option(
     "--to",
@@ -63,7 +65,7 @@ def download(reference: str, folder: Path | None, as_json: bool) -> None:
     click.echo(f"  {copy.folder}")
 
 
-@command.command(cls=Command)
+@command.command(cls=Command, interrupted=_INTERRUPTED)
 @click.option(
     "--to",
     "folder",

@@ -16,10 +16,13 @@ from fractal_k8s.cli.common import (
     size_text,
     store_option,
 )
+from fractal_k8s.cli.where import Where, cluster_options, stored_at
 from fractal_k8s.errors import EXIT_CORRUPT
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command, interrupted="files that have come are kept; run the same command to go on"
+)
 @click.argument("sweep_id", metavar="ID")
 @click.option(
     "--to",
@@ -30,20 +33,24 @@ from fractal_k8s.errors import EXIT_CORRUPT
     help="Folder for it; may be used as --store afterwards.",
 )
 @store_option
+@cluster_options
 @json_option
-def command(sweep_id: str, target: Path, store_uri: str, as_json: bool) -> None:
+def command(sweep_id: str, target: Path, store_uri: str, where: Where, as_json: bool) -> None:
     """Copy a stored sweep to this machine: outcomes, logs, summary.
 
     What is there already is not read again, so the same command goes on where it was stopped. Every
-    file is checked; exit code 65 says that some are damaged, and which.
+    file is checked; exit code 65 says that some are damaged, and which. With --context the store is
+    the one that a cluster's sweep writes to.
 
     \b
+        fractal-k8s fetch docvqa-d20 --context cks-wb3 --to maps
         fractal-k8s fetch docvqa-d20 --store s3://bucket/fractal --to maps
         fractal-k8s report docvqa-d20 --store maps --open
     """
     from fractal_k8s.results.copy import copy_sweep
 
-    folder, plan = open_store(store_uri).plan(sweep_id)
+    uri, found = stored_at(where, sweep_id, store_uri)
+    folder, plan = open_store(uri).plan(found)
     copied = copy_sweep(folder, plan, target)
     if as_json:
         facts = {

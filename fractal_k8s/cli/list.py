@@ -15,7 +15,7 @@ from fractal_k8s.cli.common import (
     open_store,
     store_option,
 )
-from fractal_k8s.cli.where import Where, cluster_options
+from fractal_k8s.cli.where import Where, cluster_options, store_at
 from fractal_k8s.errors import FractalError
 
 if TYPE_CHECKING:
@@ -23,18 +23,25 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
+@click.option(
+    "--stored",
+    is_flag=True,
+    help="With --context: those of the store that its sweeps write to, also when Jobs have gone.",
+)
 @store_option
 @cluster_options
 @json_option
-def command(store_uri: str, where: Where, as_json: bool) -> None:
+def command(stored: bool, store_uri: str, where: Where, as_json: bool) -> None:
     """List the sweeps of a store.
 
     With --context, those that have Jobs on a cluster.
     """
-    if where.is_named:
+    if stored and not where.is_named:
+        raise click.UsageError("--stored is about a cluster's store; give --context NAME")
+    if where.is_named and not stored:
         _list_cluster(where, as_json)
         return
-    store = open_store(store_uri)
+    store = open_store(store_at(where, store_uri))
     rows = [_row(store, sweep_id) for sweep_id in store.sweep_ids()]
     if as_json:
         echo_json(rows)
@@ -109,7 +116,10 @@ def _list_cluster(where: Where, as_json: bool) -> None:
         echo_json(rows)
         return
     if not rows:
-        click.echo(f"no sweeps on {cluster.context}, namespace {cluster.namespace}")
+        click.echo(
+            f"no sweeps on {cluster.context}, namespace {cluster.namespace}; those whose Jobs have "
+            f"gone: fractal-k8s list --stored {where.options}"
+        )
     width = max((len(row["sweep"]) for row in rows), default=0)
     for row in rows:
         failed = f", {row['failed']:,} failed" if row["failed"] else ""

@@ -15,6 +15,7 @@ from fractal_k8s.cli.common import (
     open_store,
     store_option,
 )
+from fractal_k8s.cli.where import Where, cluster_options, store_words, stored_at
 from fractal_k8s.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ _COLOURS = ("original", "safe")
 )
 @mixed_option
 @store_option
+@cluster_options
 @json_option
 def command(
     sweep_id: str,
@@ -51,24 +53,32 @@ def command(
     movie: Path | None,
     allow_mixed: bool,
     store_uri: str,
+    where: Where,
     as_json: bool,
 ) -> None:
     """Draw the figures and the web page again.
 
     The page is one file without a server; send it to a co-author as it is. The figures come as
     PDF and PNG, sized for a paper: the map, the fit of its dimension, and the family of zooms. A
-    sweep that is not complete gives a page that says so.
+    sweep that is not complete gives a page that says so. With --context they are drawn in the store
+    that a cluster's sweep writes to.
     """
     from fractal_k8s.aggregate import aggregate, write_figures
 
-    store = open_store(store_uri)
+    uri, found = stored_at(where, sweep_id, store_uri)
+    store = open_store(uri)
     if movie is not None:
         if open_page:
             raise click.UsageError("--open shows the page; with --movie there is none")
-        made = _make_movie(store, sweep_id, movie, colours, allow_mixed)
+        made = _make_movie(store, found, movie, colours, allow_mixed)
         _print_movie(made, as_json)
         return
-    folder, plan = store.plan(sweep_id)
+    folder, plan = store.plan(found)
+    if open_page and not store.is_local:
+        raise UsageError(
+            f"the store of {plan.sweep.id} is not on this machine, and a page opens from a folder; "
+            f"fetch it with: fractal-k8s fetch {plan.sweep.id} {store_words(where, uri)} --to maps"
+        )
     done = aggregate(folder, plan, allow_mixed=allow_mixed, colours=colours)
     written = dict(done.written)
     if "map.png" in written:  # points that make no map have no figures
@@ -83,10 +93,6 @@ def command(
     if open_page and "report.html" not in done.written:
         raise UsageError(f"{done.summary['refused']}: it has no page")
     if open_page:
-        if not store.is_local:
-            raise UsageError(
-                f"{done.written['report.html']} is not on this machine; fetch it first"
-            )
         click.launch(f"file://{done.written['report.html']}")
 
 

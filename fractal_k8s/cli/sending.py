@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fractal_k8s.backends.k8s import K8sRun
     from fractal_k8s.backends.kube.client import Cluster
     from fractal_k8s.backends.kube.jobs import SweepJob
+    from fractal_k8s.backends.kube.send import Sent
     from fractal_k8s.dispatch import Found, Order
     from fractal_k8s.manifest.settings import JobSettings
     from fractal_k8s.results.store import Store, SweepStore
@@ -218,11 +219,12 @@ def _send(made: Order, sending: Sending) -> dict[str, Any]:
         "points_per_index": made.plan.deal.points_per_shard,
         "experiments": made.experiments,
         "store": made.settings.store,
+        "aggregator": sent.aggregator,
         "forecast": made.prediction,
         "notes": list(notes),
     }
     if not sending.as_json:
-        click.echo("\n".join(_sent_lines(made, sent.job, notes, sending.where)))
+        click.echo("\n".join(_sent_lines(made, sent, notes, sending.where)))
     if sending.wait:
         _wait(made.cluster, sent.job, made.plan, made.folder, sending, facts)
     return facts
@@ -235,9 +237,11 @@ def _say_waiting(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _sent_lines(made: Order, job: SweepJob, notes: tuple[str, ...], where: Where) -> Iterator[str]:
+def _sent_lines(made: Order, sent: Sent, notes: tuple[str, ...], where: Where) -> Iterator[str]:
     from fractal_k8s.backends.kube.send import kubectl
+    from fractal_k8s.results.store import PAGE_FILE
 
+    job = sent.job
     sweep_id, size = made.plan.sweep.id, made.plan.deal.points_per_shard
     pods = "pod" if job.parallelism == 1 else "pods"
     each = f" of {job.gpus_per_pod} GPU{'s' * (job.gpus_per_pod > 1)}" if job.gpus_per_pod else ""
@@ -250,7 +254,10 @@ def _sent_lines(made: Order, job: SweepJob, notes: tuple[str, ...], where: Where
         f"  {job.completions:,} {indexes} of {shard}, {made.experiments:,} experiments, "
         f"{job.parallelism:,} {pods}{each} at once"
     )
-    yield f"  outcomes in {(made.settings.store or '').partition('?')[0]}"
+    place = (made.settings.store or "").partition("?")[0].rstrip("/")
+    yield f"  outcomes in {place}"
+    if sent.aggregator is not None:
+        yield f"  map by job/{sent.aggregator} in {place}/{sweep_id}/summary/{PAGE_FILE}"
     if made.prediction is not None:
         yield f"  {_forecast(made.prediction, made.settings)}"
     for note in notes:
@@ -259,6 +266,16 @@ def _sent_lines(made: Order, job: SweepJob, notes: tuple[str, ...], where: Where
     yield f"one pod     {kubectl(made.cluster)} logs -f job/{job.name}"
     yield f"more GPUs   {_command('scale', sweep_id, where)} --gpus N"
     yield f"stop it     {_command('cancel', sweep_id, where)}"
+    if (line := _see_it(job, where)) is not None:
+        yield f"the map     {line}"
+
+
+def _see_it(job: SweepJob, where: Where) -> str | None:
+    """The command that shows the map; None where only pods can read the store."""
+    from fractal_k8s.cli.cluster_store import see_it, store_of
+
+    uri = store_of(job)
+    return None if uri is None else see_it(job.sweep_id, uri, where.options)
 
 
 def _forecast(prediction: dict[str, Any], settings: JobSettings) -> str:
@@ -285,6 +302,8 @@ def _say_standing(cluster: Cluster, job: SweepJob, sending: Sending) -> dict[str
         )
         if job.condition("Complete") is not None:
             click.echo(f"see it      {_command('status', sweep_id, where)}")
+            if (line := _see_it(job, where)) is not None:
+                click.echo(f"the map     {line}")
         elif job.is_finished or job.is_paused:
             click.echo(f"go on       {_command('resume', sweep_id, where)}")
         else:

@@ -8,14 +8,18 @@ from typing import Any
 import click
 
 from fractal_k8s.cli.common import Command, echo_json, json_option, open_store, store_option
+from fractal_k8s.cli.where import Where, cluster_options, stored_at
 
 
 @click.command(cls=Command)
 @click.argument("name", metavar="ID|PRESET")
 @store_option
+@cluster_options
 @json_option
-def command(name: str, store_uri: str, as_json: bool) -> None:
+def command(name: str, store_uri: str, where: Where, as_json: bool) -> None:
     """Print a sweep file: of a stored sweep or of a preset.
+
+    With --context, of a sweep in the store that a cluster's sweeps write to.
 
     \b
         fractal-k8s show tanh > mine.toml
@@ -27,7 +31,8 @@ def command(name: str, store_uri: str, as_json: bool) -> None:
         text = preset_text(name)
         raw = resolve(parse_text(text, source=name), source=name).to_dict()
     else:
-        _, plan = open_store(store_uri).plan(name)
+        uri, found = stored_at(where, name, store_uri)
+        _, plan = open_store(uri).plan(found)
         raw = plan.sweep.to_dict()
         text = f"# {plan.sweep.id}\n{toml_text(raw)}"
     if as_json:

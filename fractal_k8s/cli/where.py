@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from fractal_k8s.cli.common import given_store
+
 if TYPE_CHECKING:
     from fractal_k8s.backends.kube.client import Cluster
 
@@ -97,3 +99,40 @@ def cluster_options(function: F) -> F:
     for decorator in reversed(decorators):
         command = decorator(command)
     return cast("F", command)
+
+
+def stored_at(where: Where, text: str, store_uri: str) -> tuple[str, str]:
+    """URI of the store that a sweep is read from, and what finds it there.
+
+    `--store` counts before all; then, if a cluster is named, what the sweep's Job or the site says.
+
+    Raises:
+        FractalError: see `cli.cluster_store.find_stored`.
+    """
+    if not _tells_store(where):
+        return store_uri, text
+    from fractal_k8s.cli.cluster_store import find_stored
+
+    return find_stored(where.connect(), text)
+
+
+def store_at(where: Where, store_uri: str) -> str:
+    """URI of the store of no sweep in particular, by the same rule.
+
+    Raises:
+        FractalError: see `cli.cluster_store.site_store`.
+    """
+    if not _tells_store(where):
+        return store_uri
+    from fractal_k8s.cli.cluster_store import site_store
+
+    return site_store(where.connect())
+
+
+def store_words(where: Where, store_uri: str) -> str:
+    """The options that name the same store in another command."""
+    return where.options if _tells_store(where) else f"--store {shlex.quote(store_uri)}"
+
+
+def _tells_store(where: Where) -> bool:
+    return where.is_named and given_store(click.get_current_context()) is None

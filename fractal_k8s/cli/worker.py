@@ -88,8 +88,8 @@ def command(
     """Train one shard; what a pod and a child process run.
 
     Exit codes: 0 the shard is complete; 64 the sweep or its settings are wrong; 65 weights or data
-    are damaged, or not those of the sweep's first worker; 70 no step for too long; 75 try again;
-    143 stopped by SIGTERM, with what is done kept.
+    are damaged, or not those of the sweep's first worker; 69 a cache is not filled yet; 70 no step
+    for too long; 75 try again; 143 stopped by SIGTERM, with what is done kept.
     """
     from fractal_k8s import termination
     from fractal_k8s.stopping import GracePeriod, Stopped, StopSignals, exit_code

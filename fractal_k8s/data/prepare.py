@@ -8,10 +8,12 @@ the same whatever the number of processes.
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -273,11 +275,26 @@ class Maker:
             waiting: collections.deque[tuple[list[Page], Future[list[Prepared | str]]]]
             waiting = collections.deque()
             for chunk in chunks:
-                waiting.append((chunk, pool.submit(_many, chunk)))
+                with _deaf_children():
+                    made = pool.submit(_many, chunk)
+                waiting.append((chunk, made))
                 if len(waiting) > 4 * self.workers:  # what is read waits for what is made
                     yield from _next_of(waiting)
             while waiting:
                 yield from _next_of(waiting)
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that the block begins never hear of Ctrl-C, which a terminal sends to all of them.
+
+    They end with the one that began them, which hears of it when the block is over.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _next_of(

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from fractal_k8s import __version__
+from fractal_k8s.buckets import place_in_bucket
 from fractal_k8s.errors import SweepError
 from fractal_k8s.manifest import labels
 from fractal_k8s.sweep.axes import near
@@ -183,8 +184,9 @@ class JobSettings(Spec):
     grace_seconds: PositiveInt = 120
     # a worker of another numerics class than the sweep's adds its points all the same
     allow_mixed: bool = False
-    # how long a worker waits for a cache that is being filled before it gives up for now
-    cache_wait_seconds: NonNegativeInt = 600
+    # how long a worker waits for a cache that is being filled before it gives up for now, and its
+    # GPUs with it; such a try does not count, and the pause before the next grows to ten minutes
+    cache_wait_seconds: NonNegativeInt = 120
 
     # --- tracking ---
     wandb_project: str | None = None
@@ -258,9 +260,22 @@ def make_settings(*layers: tuple[str, Mapping[str, Any]]) -> JobSettings:
         settings = JobSettings.model_validate(merged)
     except ValidationError as error:
         problems += [_readable(dict(problem), origin) for problem in error.errors()]
+    else:
+        if _are_two_stores(settings):
+            problems.append(
+                f"{origin['client_store']}: client_store: is another bucket or prefix than store: "
+                "pods would write to one, and everyone else would look into the other; give both "
+                "the same, with other options where the way there differs"
+            )
     if problems:
         raise SweepError(problems, source="settings of the cluster")
     return settings
+
+
+def _are_two_stores(settings: JobSettings) -> bool:
+    """Whether the URIs of pods and of everyone else name two places, as far as buckets tell."""
+    places = {place_in_bucket(uri or "") for uri in (settings.store, settings.client_store)}
+    return len(places - {None}) > 1
 
 
 def _readable(problem: dict[str, Any], origin: Mapping[str, str]) -> str:

@@ -59,7 +59,6 @@ def copy_sweep(folder: SweepStore, plan: Plan, target: Path) -> Copied:
     copied = Copied(files.root / folder.sweep_id)
     # counts that are ahead of the summary are gone with the next one; here they would stay
     others = {*_copy_summary(folder, files, copied), folder.key("summary", PROGRESS_FILE)}
-    horizon = settled_before(folder)
     found = (entry for part in _PARTS for entry in folder.files.entries(folder.key(part)))
     listed = [entry for entry in found if entry.key not in others and _is_ours(entry, copied)]
     copied.num_files += len(listed) + 1
@@ -70,6 +69,21 @@ def copy_sweep(folder: SweepStore, plan: Plan, target: Path) -> Copied:
     if files.get(folder.key(_PLAN)) == (text := plan.to_json().encode()):
         copied.num_skipped += 1
     files.put(folder.key(_PLAN), text)
+    try:
+        _copy_objects(folder, plan, files, todo, copied, receipt)
+    finally:  # also of a copy that is stopped, which then goes on
+        receipt.write()
+    return copied
+
+
+def _copy_objects(
+    folder: SweepStore,
+    plan: Plan,
+    files: LocalFiles,
+    todo: list[Entry],
+    copied: Copied,
+    receipt: _Receipt,
+) -> None:
     with ThreadPoolExecutor(max_workers=_READERS) as readers:
         for entry, data in zip(
             todo, readers.map(lambda entry: folder.files.get(entry.key), todo), strict=True
@@ -78,12 +92,10 @@ def copy_sweep(folder: SweepStore, plan: Plan, target: Path) -> Copied:
                 continue  # deleted since it was listed
             files.put(entry.key, data)
             copied.num_bytes += len(data)
-            if (problem := _problem(folder, plan, entry, data)) is not None:
-                copied.problems.append(problem)
-            elif are_settled([entry], horizon):  # else it may become another one of the same looks
+            if (problem := _problem(folder, plan, entry, data)) is None:
                 receipt.add(entry)
-    receipt.write()
-    return copied
+            else:
+                copied.problems.append(problem)
 
 
 def _is_ours(entry: Entry, copied: Copied) -> bool:
@@ -152,7 +164,7 @@ def _remarks(folder: SweepStore, listed: list[Entry], gone: list[str]) -> Iterat
     outcomes = [entry for entry in listed if entry.key.startswith(folder.key("outcomes/"))]
     name = folder.key("summary", MANIFEST_FILE)
     made = [entry for entry in folder.files.entries(folder.key("summary")) if entry.key == name]
-    again = f"fractal-k8s aggregate {folder.sweep_id} makes one of all"
+    again = f"{folder.command('aggregate')} makes one of all"
     if outcomes and not made:
         yield f"no summary is stored with these outcomes yet: {again}"
     elif outcomes and max(entry.modified_ns for entry in outcomes) > made[0].modified_ns:
@@ -167,6 +179,7 @@ class _Receipt:
     def __init__(self, files: LocalFiles, folder: SweepStore) -> None:
         self._files = files
         self._key = folder.key(_RECEIPT)
+        self._horizon = settled_before(folder)
         self._had: dict[str, Any] = {}
         try:
             found = json.loads(files.get(self._key) or b"{}")
@@ -192,6 +205,8 @@ class _Receipt:
         ]
 
     def add(self, entry: Entry) -> None:
+        if not are_settled([entry], self._horizon):
+            return  # it may be written again and look the same
         data = self._files.get(entry.key)
         digest = hashlib.sha256(data or b"").hexdigest()
         self._had[entry.key] = [entry.size, entry.modified_ns, digest]

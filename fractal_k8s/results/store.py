@@ -325,8 +325,9 @@ class Store:
         return SweepStore(self.files, sweep_id)
 
     def sweep_ids(self) -> list[str]:
-        """Ids of all sweeps stored here, sorted."""
-        return [name for name in self.files.folders() if self.files.get(f"{name}/sweep.json")]
+        """Ids of all sweeps stored here, sorted; a damaged sweep.json is one, too."""
+        names = self.files.folders()
+        return [name for name in names if self.files.get(f"{name}/sweep.json") is not None]
 
     def find(self, text: str) -> SweepStore:
         """The sweep whose id is `text`, or whose name is, or, if only one does, starts with it.

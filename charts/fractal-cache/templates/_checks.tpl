@@ -3,6 +3,18 @@ What no schema can say, or not in words: values that do not go together, and the
 types. Each ends with what to do. No text is repeated that may hold a key.
 */}}
 {{- define "fractal-cache.check" -}}
+{{- if eq (.Values.image.tag | default "") "latest" -}}
+{{- fail "image.tag: latest can change between two pods; name a version or, better, image.digest" -}}
+{{- end -}}
+{{- range $part := list "fill" "aggregator" "settings" -}}
+{{- range $name, $value := (get $.Values $part | default dict).env -}}
+{{- if regexMatch `(?i)(key|token|secret|passw|credential|webhook)` $name -}}
+{{- fail (printf "%s.env.%s: looks like a secret, which must not stand in values; name a Secret that holds it" $part $name) -}}
+{{- else if regexMatch `^FRACTAL_K8S_(IMAGE|TERMINATION_LOG|WANDB_)` $name -}}
+{{- fail (printf "%s.env.%s: is set by the chart" $part $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if required "store.uri: where do outcomes go? Give --set store.uri=s3://BUCKET/PREFIX" .Values.store.uri -}}
 {{- include "fractal-cache.checkStore" . -}}
 {{- end -}}
@@ -14,6 +26,9 @@ types. Each ends with what to do. No text is repeated that may hold a key.
 {{- end -}}
 {{- if and .Values.model.enabled .Values.dataset.enabled (eq .Values.model.claim.name .Values.dataset.claim.name) -}}
 {{- fail "dataset.claim.name: the same claim as the model's; each cache has its own" -}}
+{{- end -}}
+{{- if and .Values.fill.replace (not .Values.fill.again) -}}
+{{- fail "fill.replace: needs a fill.again, a word that this one upgrade is known by" -}}
 {{- end -}}
 {{- range $key := list "priorityClass" "minParallelism" -}}
 {{- if and (get $.Values.kueue $key) (not $.Values.kueue.queue) -}}
@@ -36,6 +51,12 @@ true
 {{- end -}}
 {{- end -}}
 
+{{/* BUCKET/PREFIX of a URI, whoever serves it and without options. */}}
+{{- define "fractal-cache.place" -}}
+{{- $plain := regexReplaceAll `\?.*$` . "" -}}
+{{- regexReplaceAll `^(s3|gs)://` $plain "" | splitList "/" | compact | join "/" -}}
+{{- end -}}
+
 {{- define "fractal-cache.checkStore" -}}
 {{- $store := .Values.store -}}
 {{- $bucket := include "fractal-cache.isBucket" $store.uri -}}
@@ -51,6 +72,9 @@ true
 {{- with $store.clientUri -}}
 {{- if not (or (include "fractal-cache.isBucket" .) (regexMatch `^(file://)?[^:?@\s]+$` .)) -}}
 {{- fail "store.clientUri: must be a bucket as in store.uri, or a folder; keys belong into the environment of whoever reads it" -}}
+{{- end -}}
+{{- if and $bucket (include "fractal-cache.isBucket" .) (ne (include "fractal-cache.place" .) (include "fractal-cache.place" $store.uri)) -}}
+{{- fail "store.clientUri: another bucket or prefix than store.uri: pods would write to one, and everyone else would look into the other; give both" -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -44,6 +44,11 @@ template:
   metadata:
     labels:
       {{- include "fractal-cache.podLabels" (dict "root" . "component" "cache-fill") | nindent 6 }}
+    {{- with .Values.fill.again }}
+    annotations:
+      # another word is another Job
+      fractal-k8s.io/fill-again: {{ include "fractal-cache.text" . | quote }}
+    {{- end }}
   spec:
     {{- $head := include "fractal-cache.podHead" (dict "root" . "part" "fill") }}
     {{- include "fractal-cache.join" (list $head (include "fractal-cache.nodes" .Values.fill)) | nindent 4 }}
@@ -59,6 +64,9 @@ template:
           {{- range $caches }}
           - --{{ .part }}
           - {{ .source | replace "$" "$$" | quote }}
+          {{- end }}
+          {{- if .Values.fill.replace }}
+          - --replace
           {{- end }}
         env:
           {{- $plain := include "fractal-cache.env" (dict "root" . "more" .Values.fill.env) }}

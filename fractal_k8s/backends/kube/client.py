@@ -262,8 +262,7 @@ class Cluster:
             content: Object = json.loads(answer.data)
         except ValueError:  # of a proxy that wants a person to log in, say
             raise ClusterError(
-                f"what answers for cluster {self.context!r} is no Kubernetes API; try: "
-                f"kubectl --context {self.context} get --raw /readyz"
+                f"what answers for cluster {self.context!r} is no Kubernetes API; {self._probe}"
             ) from None
         return content
 
@@ -353,10 +352,14 @@ class Cluster:
         return answer
 
     def _silent(self, reason: str) -> ClusterError:
-        return ClusterError(
-            f"cluster {self.context!r} does not answer ({reason}); "
-            f"try: kubectl --context {self.context} get --raw /readyz"
-        )
+        return ClusterError(f"cluster {self.context!r} does not answer ({reason}); {self._probe}")
+
+    @property
+    def _probe(self) -> str:
+        """What to look at where nothing useful answers."""
+        if self.context == IN_CLUSTER:
+            return "see whether a NetworkPolicy keeps this pod from the API server"
+        return f"try: kubectl --context {self.context} get --raw /readyz"
 
     def _error(self, method: str, error: Any, *, lost: bool) -> ClusterError:
         said = _message(error)

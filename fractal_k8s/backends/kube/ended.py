@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from fractal_k8s.backends.kube.client import PODS, Cluster, Object
@@ -22,6 +22,7 @@ from fractal_k8s.manifest import labels
 
 # pods that are looked at for reasons; a Job may have thousands of failed ones
 _MOST_PODS: Final = 500
+_CONTAINERS: Final = (labels.CONTAINER, labels.FILL_CONTAINER, labels.AGGREGATOR)
 
 
 def failed_pods(cluster: Cluster, job: SweepJob) -> Iterator[tuple[int, Object]]:
@@ -34,8 +35,12 @@ def failed_pods(cluster: Cluster, job: SweepJob) -> Iterator[tuple[int, Object]]
             yield int(index), pod
 
 
-def why(pod: Object) -> str:
-    """Why a pod ended, in a few words."""
+def why(pod: Object, codes: Mapping[int, str] | None = None) -> str:
+    """Why a pod ended, in a few words.
+
+    Args:
+        codes: what exit codes mean where the pod has left no sentence.
+    """
     for condition in pod.get("status", {}).get("conditions") or []:
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             return f"was evicted ({condition.get('reason', 'disruption')})"
@@ -44,7 +49,8 @@ def why(pod: Object) -> str:
         return str(pod.get("status", {}).get("reason") or "ended before it started")
     if ended.get("reason") == "OOMKilled":
         return "ran out of memory (OOMKilled)"
-    return _said(ended) or f"ended with code {ended.get('exitCode')}"
+    code = int(ended.get("exitCode", 0))
+    return _said(ended) or (codes or {}).get(code, f"ended with code {code}")
 
 
 def exit_code(pod: Object) -> int | None:
@@ -68,7 +74,7 @@ def fatal_error(cluster: Cluster, job: SweepJob) -> FractalError:
 def _terminated(pod: Object) -> dict[str, Any] | None:
     """The end of the container that does the work."""
     for status in pod.get("status", {}).get("containerStatuses") or []:
-        if status["name"] in (labels.CONTAINER, labels.FILL_CONTAINER):
+        if status["name"] in _CONTAINERS:
             found: dict[str, Any] | None = (status.get("state") or {}).get("terminated")
             return found
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from fractal_k8s.backends.kube.client import CONFIG_MAPS, JOBS, Cluster, Object
 from fractal_k8s.errors import ClusterError, UsageError
@@ -16,6 +16,14 @@ from fractal_k8s.sweep.checks import ID_DIGITS
 from fractal_k8s.sweep.intervals import parse_intervals
 
 _MOST_NAMES = 8
+# reason of a Job's condition -> what it means
+_REASONS: Final = {
+    "FailedIndexes": "some indexes failed for good",
+    "MaxFailedIndexesExceeded": "more indexes failed than it stands",
+    "PodFailurePolicy": "a pod met what is wrong for all of them",
+    "BackoffLimitExceeded": "pods failed too often",
+    "DeadlineExceeded": "it is over its deadline",
+}
 _ID = re.compile(rf"[a-z0-9-]+-[0-9a-f]{{{ID_DIGITS}}}")
 
 
@@ -225,3 +233,30 @@ def _failure(job: SweepJob) -> str | None:
         return None
     reason = condition.get("message") or condition.get("reason") or "no reason is given"
     return f"the Job {job.name} has failed: {reason}"
+
+
+def job_state(job: SweepJob) -> tuple[str, str | None]:
+    """A Job's state (queued, paused, starting, running, ending, complete, failed), and why."""
+    if job.condition("Complete") is not None:
+        return "complete", None
+    for kind, state in (("Failed", "failed"), ("FailureTarget", "ending")):
+        if (found := job.condition(kind)) is not None:
+            return state, _reason(found)
+    if job.condition("SuccessCriteriaMet") is not None:
+        return "ending", None
+    if job.is_suspended:
+        queue = job.queue
+        return ("queued", f"in queue {queue}") if queue else ("paused", None)
+    if any(job.status.get(count) for count in ("ready", "succeeded", "failed")) or job.completed:
+        return "running", None
+    return "starting", None
+
+
+def _reason(found: dict[str, Any]) -> str:
+    reason = str(found.get("reason") or "Failed")
+    words = _REASONS.get(reason)
+    text = reason if words is None else f"{reason}: {words}"
+    # of a policy the message names the pod and its exit code, of the others it repeats the reason
+    if reason == "PodFailurePolicy" and found.get("message"):
+        text += f"; {found['message']}"
+    return text

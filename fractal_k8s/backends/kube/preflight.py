@@ -14,6 +14,7 @@ from typing import Final
 
 from fractal_k8s.backends.checks import Check, Findings
 from fractal_k8s.backends.kube import rights, room
+from fractal_k8s.backends.kube.cachejobs import AGAIN, cache_claims, fills_of
 from fractal_k8s.backends.kube.client import (
     CLAIMS,
     LIMIT_RANGES,
@@ -30,6 +31,7 @@ from fractal_k8s.backends.kube.client import (
 )
 from fractal_k8s.backends.kube.inventory import read_inventory
 from fractal_k8s.backends.kube.send import kubectl
+from fractal_k8s.backends.kube.waiting import summary
 from fractal_k8s.errors import ClusterError, ForbiddenError
 from fractal_k8s.manifest import pod
 from fractal_k8s.manifest.settings import JobSettings
@@ -94,6 +96,8 @@ def _looks(subject: Subject) -> Iterator[tuple[str, Look]]:
     yield "rights", _rights
     for name in _claims(subject):
         yield f"claim {name}", partial(_claim, name=name)
+    if caches := _cache_claims(subject):
+        yield "caches", partial(_caches, claims=caches)
     for name, making in _secrets(settings):
         yield f"secret {name}", partial(_secret, name=name, making=making)
     yield "service account", _service_account
@@ -196,7 +200,7 @@ def _rights(subject: Subject) -> Check:
         "rights",
         "problem",
         f"in {subject.place} you may not {what} (used by {', '.join(commands)}); ask whoever runs "
-        f"the cluster to bind you to the Role {rights.USER} of manifests/rbac.yaml",
+        f"the cluster to {rights.GRANTED}",
     )
 
 
@@ -237,6 +241,41 @@ def _claim(subject: Subject, *, name: str) -> Check:
         "problem",
         f"claim {name} is {phase}: its volume is gone; see: {subject.kubectl} describe pvc {name}",
     )
+
+
+def _cache_claims(subject: Subject) -> list[str]:
+    """Claims of weights and data, which somebody must have filled."""
+    if subject.sweep is not None:
+        return [
+            mount.claim for mount in pod.claims(subject.sweep, subject.settings) if mount.read_only
+        ]
+    return [*cache_claims(vars(subject.settings)).values()]
+
+
+def _caches(subject: Subject, *, claims: list[str]) -> Check:
+    """How the Jobs stand that fill the claims: workers wait for them, and hold their GPUs."""
+    fills = fills_of(subject.cluster, claims)
+    for fill in fills:
+        if fill.is_failed:
+            return Check(
+                "caches",
+                "problem",
+                f"the Job {fill.name}, which fills {' and '.join(fill.claims)}, has "
+                f"{summary(fill)}; remove the cause, then fill again: {AGAIN}; or, if the claim "
+                f"holds what you want, {subject.kubectl} delete job {fill.name}",
+            )
+    for fill in fills:
+        if not fill.is_complete:
+            return Check(
+                "caches",
+                "note",
+                f"the Job {fill.name} is not done with {' and '.join(fill.claims)} "
+                f"({summary(fill)}); pods wait for it, with their GPUs, and are tried again",
+            )
+    if not fills:
+        text = "no Job fills them now; pods read them once they find the file READY"
+        return Check("caches", "ok", text)
+    return Check("caches", "ok", f"filled by {', '.join(fill.name for fill in fills)}")
 
 
 def _setting(settings: JobSettings, claim: str) -> str:

@@ -10,13 +10,14 @@ import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from fractal_k8s.backends.kube.aggregators import AggregatorProgress, newest_aggregator
 from fractal_k8s.backends.kube.client import EVENTS, JOBS, PODS, Cluster, Object
-from fractal_k8s.backends.kube.jobs import SweepJob, jobs_of, plan_of
+from fractal_k8s.backends.kube.jobs import SweepJob, job_state, jobs_of, plan_of
 from fractal_k8s.backends.kube.trouble import (
     Trouble,
     condition,
@@ -27,6 +28,7 @@ from fractal_k8s.backends.kube.trouble import (
     run_seconds,
     seconds,
 )
+from fractal_k8s.backends.kube.waiting import gave_up_for_now, waiting_for_cache
 from fractal_k8s.errors import ClusterError, ForbiddenError, UsageError
 from fractal_k8s.manifest import labels
 from fractal_k8s.results.tally import Tally
@@ -126,6 +128,8 @@ class Progress:
     troubles: tuple[Trouble, ...]
     # what could not be looked at
     notes: tuple[str, ...] = ()
+    # None = the cluster has no Job that draws the map
+    aggregator: AggregatorProgress | None = None
 
     @property
     def state(self) -> str:
@@ -157,13 +161,14 @@ class Progress:
 
 @dataclass
 class _Pods:
-    """What was learned from pods, and when."""
+    """What was learned from pods and of the aggregator, and when."""
 
     at: float = float("-inf")
     use: Use = field(default_factory=lambda: Use(0.0, 0.0, None, 0, 0))
     evicted: int = 0
     troubles: tuple[Trouble, ...] = ()
     notes: tuple[str, ...] = ()
+    aggregator: AggregatorProgress | None = None
 
 
 class ProgressReader:
@@ -236,6 +241,7 @@ class ProgressReader:
             evicted=pods.evicted,
             troubles=pods.troubles,
             notes=pods.notes,
+            aggregator=pods.aggregator,
         )
         return progress if tally is None else progress.with_tally(tally)
 
@@ -280,7 +286,17 @@ class ProgressReader:
         except ForbiddenError as error:
             note = f"pods cannot be looked at: {error}"
             return _Pods(at=time.monotonic(), notes=(note,))
-        found = find_troubles([*failed, *pending], self._events, now=now)
+        # what failed of a Job that has ended is another Job's by now; who waits for a cache has not
+        # failed, and is told as long as it lasts
+        old = {job.name for job in jobs[:-1] if job.is_finished}
+        current = [
+            pod
+            for pod in (*failed, *pending)
+            if job_of(pod) not in old and not gave_up_for_now(pod)
+        ]
+        found = find_troubles(current, self._events, now=now)
+        if (waits := waiting_for_cache(self.cluster, jobs[-1], some)) is not None:
+            found = [waits, *found]
         for job in jobs:  # to name the points; an old Job's ConfigMap may be gone
             if any(place[0] == job.name for trouble in found for place in trouble.indexes):
                 with contextlib.suppress(ClusterError):
@@ -291,6 +307,7 @@ class ProgressReader:
             use=use_of(jobs, some, now, is_all=len(some) < _MOST_PODS),
             evicted=count_evicted(some),
             troubles=(*refused, *found),
+            aggregator=newest_aggregator(self.cluster, self.sweep_id, self._events),
         )
 
     def _list(self, phase: str) -> list[Object]:
@@ -319,7 +336,7 @@ class ProgressReader:
 def job_progress(job: SweepJob) -> JobProgress:
     """A Job's own account of itself."""
     status = job.status
-    state, reason = _job_state(job)
+    state, reason = job_state(job)
     ended = seconds(status.get("completionTime"))
     if ended is None and (failed := job.condition("Failed")) is not None:
         ended = seconds(failed.get("lastTransitionTime"))
@@ -338,42 +355,6 @@ def job_progress(job: SweepJob) -> JobProgress:
         ended=ended,
         created=seconds(job.created) or 0.0,
     )
-
-
-def _job_state(job: SweepJob) -> tuple[str, str | None]:
-    if job.condition("Complete") is not None:
-        return "complete", None
-    for kind, state in (("Failed", "failed"), ("FailureTarget", "ending")):
-        if (found := job.condition(kind)) is not None:
-            return state, _reason(found)
-    if job.condition("SuccessCriteriaMet") is not None:
-        return "ending", None
-    if job.is_suspended:
-        queue = (job.body["metadata"].get("labels") or {}).get(labels.QUEUE)
-        return ("queued", f"in queue {queue}") if queue else ("paused", None)
-    if any(job.status.get(count) for count in ("ready", "succeeded", "failed")) or job.completed:
-        return "running", None
-    return "starting", None
-
-
-# reason of a Job's condition -> what it means
-_REASONS: Final = {
-    "FailedIndexes": "some indexes failed for good",
-    "MaxFailedIndexesExceeded": "more indexes failed than it stands",
-    "PodFailurePolicy": "a pod met what is wrong for all of them",
-    "BackoffLimitExceeded": "pods failed too often",
-    "DeadlineExceeded": "it is over its deadline",
-}
-
-
-def _reason(found: dict[str, Any]) -> str:
-    reason = str(found.get("reason") or "Failed")
-    words = _REASONS.get(reason)
-    text = reason if words is None else f"{reason}: {words}"
-    # of a policy the message names the pod and its exit code, of the others it repeats the reason
-    if reason == "PodFailurePolicy" and found.get("message"):
-        text += f"; {found['message']}"
-    return text
 
 
 def sweeps_on(cluster: Cluster) -> dict[str, list[JobProgress]]:
@@ -454,13 +435,17 @@ def _is_over(pod: Object) -> bool:
 def count_evicted(pods: Iterable[Object]) -> int:
     """How often pods were taken away, as far as some pods tell: such pods are often gone.
 
-    The pod that replaces one carries the count of its index.
+    The pod that replaces one carries the count of its index, with those that gave up waiting for a
+    cache; these stay, and are taken off.
     """
     counts: dict[tuple[str, int | None], int] = {}
+    waits: dict[tuple[str, int | None], int] = {}
     for pod in pods:
         place = (job_of(pod), index_of(pod))
         noted = int((pod["metadata"].get("annotations") or {}).get(_IGNORED, 0))
-        if condition(pod, "DisruptionTarget") is not None:
+        gave_up = gave_up_for_now(pod)
+        if gave_up or condition(pod, "DisruptionTarget") is not None:
             noted += 1
         counts[place] = max(counts.get(place, 0), noted)
-    return sum(counts.values())
+        waits[place] = waits.get(place, 0) + gave_up
+    return sum(max(0, count - waits[place]) for place, count in counts.items())

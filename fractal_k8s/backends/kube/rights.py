@@ -36,6 +36,11 @@ from fractal_k8s.manifest.rbac import render_roles
 USER: Final = "fractal-k8s-user"
 VIEWER: Final = "fractal-k8s-viewer"
 WORKER: Final = "fractal-k8s-worker"
+# how somebody gets the Role: of a chart it has the release's name, and its values say who has it
+GRANTED: Final = (
+    f"name you in the chart's rbac.users or rbac.groups, or, without the chart, to bind you to the "
+    f"Role {USER} of manifests/rbac.yaml"
+)
 # of the account that puts outcomes together
 AGGREGATOR: Final = "fractal-k8s-aggregator"
 
@@ -47,12 +52,12 @@ AT_ONCE: Final = 8
 
 _SENDERS: Final = ("launch", "resume", "zoom")
 _CHECKERS: Final = ("doctor", *_SENDERS)
+# they ask where a sweep's store is
+_READERS: Final = ("aggregate", "analyze", "fetch", "list", "report", "show")
 _FINDERS: Final = (
-    "aggregate",
     "cache",
     "cancel",
     "delete",
-    "list",
     "logs",
     "pause",
     "scale",
@@ -91,17 +96,21 @@ class Right:
 RIGHTS: Final = (
     Right("create", JOBS, _SENDERS),
     Right("get", JOBS, (*_SENDERS, "logs")),
-    Right("list", JOBS, (*_SENDERS, *_FINDERS)),
+    Right("list", JOBS, (*_CHECKERS, *_FINDERS, *_READERS)),
     Right("patch", JOBS, ("pause", "resume", "scale")),
     Right("delete", JOBS, ("cancel", "delete")),
     Right("create", CONFIG_MAPS, _SENDERS),
-    Right("get", CONFIG_MAPS, (*_CHECKERS, "delete", "logs", "render", "status")),
+    Right(
+        "get",
+        CONFIG_MAPS,
+        (*_CHECKERS, *_READERS, "cache", "delete", "logs", "render", "status"),
+    ),
     Right("list", CONFIG_MAPS, ("delete",)),
     Right("patch", CONFIG_MAPS, _SENDERS),
     Right("delete", CONFIG_MAPS, (*_SENDERS, "delete")),
     Right("get", PODS, ("logs",)),
-    Right("list", PODS, ("cache", "cluster", "delete", "logs", "status", *_SENDERS)),
-    Right("get", PODS, ("cache", "logs"), subresource="log"),
+    Right("list", PODS, ("cache", "cluster", "delete", "logs", "status", *_CHECKERS)),
+    Right("get", PODS, ("cache", "logs", "status"), subresource="log"),
     Right("list", EVENTS, ("status",)),
     Right("get", CLAIMS, ("cache", *_CHECKERS), optional=True),
     Right("get", SECRETS, _CHECKERS, optional=True),

@@ -35,6 +35,8 @@ class Sent:
     # False = it stood there already: nothing of this call is left
     is_new: bool
     notes: tuple[str, ...] = ()
+    # name of the Job that draws its map; None = it has none, or the notes say why not
+    aggregator: str | None = None
 
 
 @dataclass(frozen=True)

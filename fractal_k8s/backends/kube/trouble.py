@@ -19,6 +19,7 @@ from fractal_k8s.errors import (
     EXIT_CORRUPT,
     EXIT_HUNG,
     EXIT_INTERRUPTED,
+    EXIT_NOT_READY,
     EXIT_RETRY,
     EXIT_SETTINGS,
     EXIT_TERMINATED,
@@ -35,8 +36,9 @@ _EXITS: Final = {
     EXIT_SETTINGS: ("its sweep or settings are wrong", "correct them and launch again"),
     EXIT_CORRUPT: (
         "weights or data are damaged, or not the sweep's",
-        "fill the claim again, then resume",
+        "fill the claim anew (docs/chart.md), or another for --job model_claim=NAME, and resume",
     ),
+    EXIT_NOT_READY: ("its cache is not filled yet", _AGAIN),
     EXIT_HUNG: ("no step for minutes", f"{_AGAIN}; if it is always one node, cordon that node"),
     EXIT_RETRY: ("store, cache or device trouble", _AGAIN),
     EXIT_TERMINATED: ("stopped by SIGTERM, what was done is stored", _AGAIN),
