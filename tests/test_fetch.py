@@ -164,8 +164,8 @@ def test_a_copy_says_what_is_behind_and_what_is_gone(stored: SweepStore, tmp_pat
     put(stored, [0], "late")
     (remark,) = copy_sweep(stored, PLAN, place).remarks
     assert remark == (
-        f"outcomes have come since the summary was made: fractal-k8s aggregate {SWEEP.id} makes "
-        "one of all"
+        f"outcomes have come since the summary was made: {stored.command('aggregate')} makes one "
+        "of all"
     )
     stored.files.remove(stored.key("summary"))
     late = stored.outcome_key("late", "1")
