@@ -764,6 +764,10 @@ def test_names_of_later_jobs_count_up() -> None:
 # --- pods that really run ---
 
 
+# A connection that the API breaks in its handshake may be left to the garbage collector.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning"
+)
 def test_wait_shows_the_sweep_until_its_map_is_drawn(busy: Place) -> None:
     def disturb() -> None:
         """The API goes away for a while, as pods begin."""
