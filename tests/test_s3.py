@@ -25,6 +25,9 @@ def bucket(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     client: Any = boto3.client("s3", endpoint_url=moto, region_name="us-east-1")
     client.create_bucket(Bucket="fractal")
+    # the server is that of all tests
+    for entry in client.list_objects_v2(Bucket="fractal").get("Contents", []):
+        client.delete_object(Bucket="fractal", Key=entry["Key"])
     return f"s3://fractal/maps?endpoint={moto}"
 
 

