@@ -11,7 +11,7 @@ from fractal_k8s.aggregate.announce import Patience, announce_failed, publish
 from fractal_k8s.aggregate.passes import Look, Passes, accepts_mixed
 from fractal_k8s.aggregate.record import read_record
 from fractal_k8s.aggregate.until import JobsState
-from fractal_k8s.errors import EXIT_CORRUPT, FractalError, StoreError
+from fractal_k8s.errors import EXIT_CORRUPT, EXIT_RETRY, FractalError, StoreError
 from fractal_k8s.results.lineage import Family, read_families
 from fractal_k8s.results.store import Store, SweepStore
 
@@ -64,7 +64,7 @@ def aggregate_all(
         try:
             visit = visits.visit(sweep_id)
         except FractalError as error:
-            code = 75 if type(error) is StoreError else EXIT_CORRUPT
+            code = EXIT_RETRY if type(error) is StoreError else EXIT_CORRUPT
             visit = Visit(sweep_id, "problem", problems=(str(error),), exit_code=code)
         if visit is not None:
             yield visit

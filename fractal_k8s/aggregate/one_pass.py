@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from fractal_k8s.results.store import (
     PROGRESS_FILE,
     SUMMARY_FILE,
     SweepStore,
+    to_json,
 )
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.rule import VerdictRule
@@ -114,7 +114,7 @@ def aggregate(
         if (kin := family(folder, plan, summary, families)) is not None:
             summary["family"] = kin
         made = _pictures(grid, summary, colours)
-    made[SUMMARY_FILE] = _json(summary)
+    made[SUMMARY_FILE] = to_json(summary)
     facts = {key: summary[key] for key in ("sweep", "complete", "coverage")}
     written = publish_files(folder, made, {"format": 1, **facts})
     folder.files.discard([folder.key("summary", PROGRESS_FILE)])
@@ -153,10 +153,6 @@ def _numbers(folder: SweepStore, grid: Grid, summary: dict[str, Any]) -> dict[st
         folder.put_note("pilot", pilot)
         summary["notes"]["pilot"] = pilot
     return {"grid.parquet": schema.to_bytes(grid_table(grid))}
-
-
-def _json(summary: dict[str, Any]) -> bytes:
-    return (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode()
 
 
 def write_figures(

@@ -10,7 +10,6 @@ The file is there only while it knows more than the summary beside it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -27,7 +26,7 @@ from fractal_k8s.results.collect import Collected, collect
 from fractal_k8s.results.files import Entry
 from fractal_k8s.results.lineage import Family
 from fractal_k8s.results.published import manifest_digest
-from fractal_k8s.results.store import PROGRESS_FILE, SweepStore
+from fractal_k8s.results.store import PROGRESS_FILE, SweepStore, to_json
 from fractal_k8s.results.tally import Tally, TallyReader
 from fractal_k8s.sweep.assignment import Plan
 
@@ -89,8 +88,6 @@ class Passes:
         self.allow_mixed = allow_mixed
         self.families = families
         self._reader: TallyReader | None = None
-        # sha256 of the manifest that was there when the last summary was begun
-        self._before: str | None = None
 
     def whole(self) -> Aggregation:
         """Makes everything anew."""
@@ -119,14 +116,14 @@ class Passes:
         return inputs_of(self.folder, self.plan, entries, self.allow_mixed, self.families)
 
     def _aggregate(self, entries: list[Entry], inputs: Inputs) -> Aggregation:
-        done = self._drawn(entries)
-        for _ in range(_MOST_TIMES):
-            if not self._is_overtaken(done):
+        for left in reversed(range(1 + _MOST_TIMES)):
+            before = manifest_digest(self.folder)
+            done = self._drawn(entries)
+            if not left or not self._is_overtaken(done, before):
                 break
             # of two passes at once the one that has read more must be the last
             entries = self.folder.outcome_entries()
             inputs = self._inputs(entries)
-            done = self._drawn(entries)
         facts = {
             "inputs": inputs.whole,
             "others": inputs.others,
@@ -143,7 +140,6 @@ class Passes:
     def _drawn(self, entries: list[Entry]) -> Aggregation:
         from fractal_k8s.aggregate.one_pass import aggregate
 
-        self._before = manifest_digest(self.folder)
         return aggregate(
             self.folder,
             self.plan,
@@ -152,9 +148,13 @@ class Passes:
             families=self.families,
         )
 
-    def _is_overtaken(self, done: Aggregation) -> bool:
-        """Whether another pass has written a summary since this one began."""
-        theirs = {done.replaced, manifest_digest(self.folder)} - {self._before, done.digest}
+    def _is_overtaken(self, done: Aggregation, before: str | None) -> bool:
+        """Whether another pass has written a summary since this one began.
+
+        Args:
+            before: sha256 of the manifest that was there then.
+        """
+        theirs = {done.replaced, manifest_digest(self.folder)} - {before, done.digest}
         return bool(theirs)
 
     def _collected(self, entries: list[Entry]) -> Collected:
@@ -191,8 +191,7 @@ class Passes:
             return None
         known, points = int(tally.known.sum()), tally.known.size
         look = Look(tally.counts(), known, points, tally.problems, reader.num_read - read_before)
-        text = json.dumps(_progress(self.plan, look), indent=1) + "\n"
-        self.folder.put_summary(PROGRESS_FILE, text.encode())
+        self.folder.put_summary(PROGRESS_FILE, to_json(_progress(self.plan, look)))
         if not has_summary(self.folder, record):  # another pass has drawn meanwhile
             self.folder.files.discard([self.folder.key("summary", PROGRESS_FILE)])
         update_record(self.folder, {"looked": inputs.whole})

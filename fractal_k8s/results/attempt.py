@@ -68,8 +68,7 @@ class Attempt:
             log = ("\n".join(lines) + "\n").encode()
             files = self.folder.files
             files.put(self.folder.log_key(self.shard, self.name), log)
-            key = self.folder.outcome_key(self.shard, self.name)
-            files.put(key, schema.to_bytes(table, key.rpartition("/")[2]))
+            self.folder.put_outcomes(self.shard, self.name, table)
             self.num_stored = len(entries)
 
 

@@ -227,7 +227,7 @@ def _recall(folder: SweepStore, sweep: Sweep, stored: Entry) -> _Part | None:
 
 def _keep(folder: SweepStore, sweep: Sweep, part: _Part, horizon: int) -> _Part:
     """Writes a part, without objects that may still change unseen; returns the whole part."""
-    settled = part.only({entry for entry in part.entries if _is_settled(entry, horizon)})
+    settled = part.only({entry for entry in part.entries if is_settled(entry, horizon)})
     if not settled.entries:
         return part
     data = _packed(sweep, settled)
@@ -254,10 +254,11 @@ def settled_before(folder: SweepStore) -> int:
 
 def are_settled(entries: Iterable[Entry], horizon: int) -> bool:
     """Whether none of the objects could be written again and look the same."""
-    return all(_is_settled(entry, horizon) for entry in entries)
+    return all(is_settled(entry, horizon) for entry in entries)
 
 
-def _is_settled(entry: Entry, horizon: int) -> bool:
+def is_settled(entry: Entry, horizon: int) -> bool:
+    """Whether an object could not be written again and look the same."""
     return entry.modified_ns % _SECOND_NS != 0 or entry.modified_ns < horizon
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.results import schema
-from fractal_k8s.results.collect import are_settled, settled_before
+from fractal_k8s.results.collect import is_settled, settled_before
 from fractal_k8s.results.files import Entry, LocalFiles
 from fractal_k8s.results.published import published_files
 from fractal_k8s.results.store import MANIFEST_FILE, PROGRESS_FILE, SweepStore
@@ -60,15 +60,16 @@ def copy_sweep(folder: SweepStore, plan: Plan, target: Path) -> Copied:
     # counts that are ahead of the summary are gone with the next one; here they would stay
     others = {*_copy_summary(folder, files, copied), folder.key("summary", PROGRESS_FILE)}
     receipt = _Receipt(files, folder)  # begun before anything is listed
-    found = (entry for part in _PARTS for entry in folder.files.entries(folder.key(part)))
+    found = [entry for part in _PARTS for entry in folder.files.entries(folder.key(part))]
     listed = [entry for entry in found if entry.key not in others and _is_ours(entry, copied)]
     copied.num_files += len(listed) + 1
     todo = [entry for entry in listed if not receipt.has(entry)]
     copied.num_skipped += len(listed) - len(todo)
-    copied.remarks += _remarks(folder, listed, receipt.gone(listed))
+    copied.remarks += _remarks(folder, found, receipt.gone(listed))
     if files.get(folder.key(_PLAN)) == (text := plan.to_json().encode()):
         copied.num_skipped += 1
-    files.put(folder.key(_PLAN), text)
+    else:
+        files.put(folder.key(_PLAN), text)
     try:
         _copy_objects(folder, plan, files, todo, copied, receipt)
     finally:  # also of a copy that is stopped, which then goes on
@@ -95,7 +96,7 @@ def _copy_objects(
             if (problem := _problem(folder, plan, entry, data)) is not None:
                 copied.problems.append(problem)
             else:
-                receipt.add(entry)
+                receipt.add(entry, data)
 
 
 def _is_ours(entry: Entry, copied: Copied) -> bool:
@@ -163,7 +164,7 @@ def _remarks(folder: SweepStore, listed: list[Entry], gone: list[str]) -> Iterat
     """Whether the summary is behind, and files are here that the store has no more."""
     outcomes = [entry for entry in listed if entry.key.startswith(folder.key("outcomes/"))]
     name = folder.key("summary", MANIFEST_FILE)
-    made = [entry for entry in folder.files.entries(folder.key("summary")) if entry.key == name]
+    made = [entry for entry in listed if entry.key == name]
     again = f"{folder.command('aggregate')} makes one of all"
     if outcomes and not made:
         yield f"no summary is stored with these outcomes yet: {again}"
@@ -204,12 +205,11 @@ class _Receipt:
             if key not in names and self._files.get(key) is not None
         ]
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Entry, data: bytes) -> None:
         """Notes an object, unless it may become another one that looks the same."""
-        if not are_settled([entry], self._horizon):
+        if not is_settled(entry, self._horizon):
             return
-        data = self._files.get(entry.key)
-        digest = hashlib.sha256(data or b"").hexdigest()
+        digest = hashlib.sha256(data).hexdigest()
         self._had[entry.key] = [entry.size, entry.modified_ns, digest]
         if len(self._had) % 256 == 0:
             self.write()

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from fractal_k8s.errors import ConflictError
 from fractal_k8s.results import schema
-from fractal_k8s.results.hashes import result_hashes
+from fractal_k8s.results.hashes import labels_of, result_hashes
 from fractal_k8s.results.outcome import State, loss_facts
 from fractal_k8s.results.store import Outcomes
 from fractal_k8s.results.verdict import (
@@ -219,11 +219,8 @@ def row_indexes(sweep: Sweep, table: pa.Table) -> npt.NDArray[np.int64]:
 
 def texts(table: pa.Table, name: str) -> npt.NDArray[np.object_]:
     """A column of few different texts, shape (rows,)."""
-    column = table.column(name).cast(pa.string()).dictionary_encode("encode").combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = column.unify_dictionaries().combine_chunks()
-    values = np.array(column.dictionary.to_pylist(), dtype=object)
-    return np.asarray(values[column.indices.to_numpy()], dtype=object)
+    values, which = labels_of(table, name)
+    return np.array(values, dtype=object)[which]
 
 
 def _one_row_per_point(sweep: Sweep, table: pa.Table) -> tuple[pa.Table, list[str]]:

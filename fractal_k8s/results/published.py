@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from fractal_k8s.errors import CorruptError
 from fractal_k8s.results.files import Entry
-from fractal_k8s.results.store import MANIFEST_FILE, SweepStore
+from fractal_k8s.results.store import MANIFEST_FILE, SweepStore, to_json
 
 _FOLDER: Final = ("aggregate", "summary")
 # A reader may still want what a manifest named so long ago, and another pass may not yet have
@@ -66,7 +66,7 @@ def publish_files(
     Raises:
         StoreError: something cannot be written.
     """
-    manifest = _json({**facts, "files": {name: _seal(data) for name, data in files.items()}})
+    manifest = to_json({**facts, "files": {name: _seal(data) for name, data in files.items()}})
     lasting = {_lasting(folder, name, _sha256(data)): data for name, data in files.items()}
     _put_missing(folder, lasting)
     for name, data in files.items():
@@ -78,15 +78,19 @@ def publish_files(
     return Written(_sha256(manifest), replaced)
 
 
+def _manifest(folder: SweepStore) -> bytes | None:
+    return folder.files.get(folder.key("summary", MANIFEST_FILE))
+
+
 def manifest_digest(folder: SweepStore) -> str | None:
     """sha256 of the manifest that is in the store; None without one."""
-    manifest = folder.files.get(folder.key("summary", MANIFEST_FILE))
+    manifest = _manifest(folder)
     return None if manifest is None else _sha256(manifest)
 
 
 def is_whole(folder: SweepStore, digest: str | None) -> bool:
     """Whether that manifest is in the store, and under their names all files that it names."""
-    manifest = folder.files.get(folder.key("summary", MANIFEST_FILE))
+    manifest = _manifest(folder)
     if manifest is None or _sha256(manifest) != digest:
         return False
     sizes = {entry.key: entry.size for entry in folder.files.entries(folder.key("summary"))}
@@ -107,14 +111,14 @@ def published_files(folder: SweepStore, *, only: Collection[str] | None = None) 
         CorruptError: the manifest is none.
         StoreError: the store cannot be read.
     """
-    manifest = folder.files.get(folder.key("summary", MANIFEST_FILE))
+    manifest = _manifest(folder)
     for left in reversed(range(_TRIES)):
         if manifest is None:
             return None
         found = _named_by(folder, manifest, only)
         if not found.problems or not left:
             return found
-        before, manifest = manifest, folder.files.get(folder.key("summary", MANIFEST_FILE))
+        before, manifest = manifest, _manifest(folder)
         if manifest == before:
             return found
     raise AssertionError  # the last round returns
@@ -172,7 +176,7 @@ def _tidy(folder: SweepStore, entries: list[Entry], keep: set[str]) -> None:
     if not unwanted:
         return
     # of two passes at once the other one's manifest may be the last
-    manifest = folder.files.get(folder.key("summary", MANIFEST_FILE))
+    manifest = _manifest(folder)
     if manifest is None:
         return
     named = {_lasting(folder, *one) for one in _expected(folder, manifest).items()}
@@ -189,7 +193,3 @@ def _seal(data: bytes) -> dict[str, Any]:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()

@@ -128,8 +128,7 @@ def adopt_outcomes(
     attempt = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     lines = (json.dumps({"shard": shard, "attempt": attempt, **line}) for line in _log(grid, found))
     folder.files.put(folder.log_key(shard, attempt), ("\n".join(lines) + "\n").encode())
-    key = folder.outcome_key(shard, attempt)
-    folder.files.put(key, schema.to_bytes(table, key.rpartition("/")[2]))
+    folder.put_outcomes(shard, attempt, table)
     return len(table)
 
 

@@ -110,6 +110,11 @@ class SweepStore:
         spread = hashlib.sha256(shard.encode()).hexdigest()[:2]
         return self.key("outcomes", spread, f"{shard}-{attempt}.parquet")
 
+    def put_outcomes(self, shard: str, attempt: str, table: pa.Table) -> None:
+        """Writes an attempt's outcomes; see `schema.to_bytes` for the name that they carry."""
+        key = self.outcome_key(shard, attempt)
+        self.files.put(key, schema.to_bytes(table, key.rpartition("/")[2]))
+
     def log_key(self, shard: str, attempt: str) -> str:
         return self.key("logs", f"{shard}-{attempt}.jsonl")
 
@@ -235,8 +240,7 @@ class SweepStore:
 
     def put_note(self, kind: str, content: dict[str, Any]) -> None:
         """Keeps one piece of knowledge about the sweep, such as its controls; replaces the last."""
-        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        self.files.put(self.key("notes", f"{kind}.json"), text.encode())
+        self.files.put(self.key("notes", f"{kind}.json"), to_json(content))
 
     def notes(self, problems: list[str]) -> dict[str, dict[str, Any]]:
         """All notes, by kind; one that cannot be read is left out.
@@ -272,6 +276,11 @@ class SweepStore:
         if data is None:
             return None
         return parse_summary(data, self.where("summary", SUMMARY_FILE))
+
+
+def to_json(content: Mapping[str, Any]) -> bytes:
+    """Plain data as the JSON files of a store hold it; NaN is refused."""
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
 
 def parse_summary(data: bytes, source: str) -> dict[str, Any]:

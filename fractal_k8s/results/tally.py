@@ -27,9 +27,9 @@ import pyarrow as pa
 
 from fractal_k8s.errors import CorruptError, StoreError
 from fractal_k8s.results import schema
-from fractal_k8s.results.collect import are_settled, settled_before
+from fractal_k8s.results.collect import is_settled, settled_before
 from fractal_k8s.results.files import Entry, Files, LocalFiles
-from fractal_k8s.results.grid import DIVERGED, FAILED, MISSING, count_states, state_codes
+from fractal_k8s.results.grid import DIVERGED, FAILED, MISSING, count_states, state_codes, texts
 from fractal_k8s.results.hashes import COMPARED, labels_of, result_hashes
 from fractal_k8s.results.store import SweepStore
 from fractal_k8s.results.verdict import probe_ratio
@@ -239,7 +239,7 @@ class TallyReader:
         if not any(entry.modified_ns % _SECOND_NS == 0 for entry in self._listed):
             return set()  # such a store tells finer times
         horizon = settled_before(self.folder)
-        return {entry for entry in self._listed if not are_settled([entry], horizon)}
+        return {entry for entry in self._listed if not is_settled(entry, horizon)}
 
     # --- one object ---
 
@@ -309,7 +309,7 @@ class TallyReader:
         rows["point"] = i * self.sweep.columns + j
         rows["code"] = state_codes(
             self.sweep.verdict,
-            np.array(table.column("state").to_pylist(), dtype=object),
+            texts(table, "state"),
             final_loss=table.column("final_loss").to_numpy(),
             ratio=table.column("ratio").to_numpy(),
             probe_ratio=probe_ratio(
