@@ -482,6 +482,8 @@ with open_ranks() as ranks:
         finetune.check_ranks()
     except FractalError as error:
         Path(f"rank{ranks.rank}").write_text(str(error))
+threads = [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
+Path(f"threads{ranks.rank}").write_text(" ".join(threads))
 """
 
 
@@ -503,6 +505,10 @@ def test_ranks_whose_weights_differ_are_found_out(one: Sweep, tmp_path: Path) ->
     for rank in (0, 1):
         said = (tmp_path / f"rank{rank}").read_text()
         assert f"weights at step 1: rank {rank} holds something else than rank {1 - rank}" in said
+        # one that is left may abort the process as it exits
+        threads = (tmp_path / f"threads{rank}").read_text()
+        assert "gloo" not in threads
+        assert "tcpstore" not in threads
 
 
 # --- signals ---

@@ -15,6 +15,10 @@ from typing import Final
 
 import torch
 import torch.distributed as dist
+
+# Its functions keep the group there is when they are made. Made after a group is opened (the
+# compiler imports them) they hold it for ever, with threads that abort Python as it exits.
+import torch.distributed.nn.functional
 from torch import Tensor
 
 from fractal_k8s.errors import FractalError, RetryError, UsageError
