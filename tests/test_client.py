@@ -16,7 +16,7 @@ import yaml
 from fractal_k8s.backends.kube import client
 from fractal_k8s.backends.kube.client import CONFIG_MAPS, Cluster
 from fractal_k8s.backends.kube.connection import connect
-from fractal_k8s.errors import ClusterError
+from fractal_k8s.errors import ClusterError, UsageError
 from standin.cluster import StandIn
 
 
@@ -138,6 +138,20 @@ def test_what_is_no_kubernetes_is_told(
     monkeypatch.setattr("standin.answers.json.dumps", lambda *_, **__: "<html>log in</html>")
     with pytest.raises(ClusterError, match="no Kubernetes API"):
         way[1].version()
+
+
+@pytest.mark.parametrize("current", [None, "gone"])
+def test_no_context_has_to_be_current(tmp_path: Path, current: str | None) -> None:
+    """As after `kubectl config unset current-context`, or once that context was deleted."""
+    with StandIn(tmp_path / "standin", run_pods=False) as standin:
+        content = yaml.safe_load(standin.kubeconfig.read_text())
+        content |= {"current-context": current}
+        kubeconfig = tmp_path / "none-is-current"
+        found = {key: value for key, value in content.items() if value is not None}
+        kubeconfig.write_text(yaml.safe_dump(found))
+        assert connect("standin", kubeconfig=str(kubeconfig)).version()
+        with pytest.raises(UsageError, match="did you mean 'standin'"):
+            connect("standi", kubeconfig=str(kubeconfig))
 
 
 def test_an_unknown_authority_is_told_at_once(tmp_path: Path) -> None:

@@ -347,8 +347,9 @@ def test_a_good_policy_is_accepted_and_completed(still: StandIn) -> None:
 def test_pods_of_a_job_are_never_restarted_always(still: StandIn) -> None:
     job = a_job()
     del job["spec"]["template"]["spec"]["restartPolicy"]
-    assert 'Required value: valid values: "OnFailure", "Never"' in (
-        Raw(still)("POST", _JOBS, job)[1]["message"]
+    assert (
+        'Required value: valid values: "OnFailure", "Never"'
+        in (Raw(still)("POST", _JOBS, job)[1]["message"])
     )
 
 

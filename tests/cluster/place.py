@@ -186,8 +186,8 @@ class Place:
         if self.standin is not None:
             self.standin.kubelet.oom_kill(self.namespace, pod)
             return
-        # the kernel kills everything in the container (cgroup v2) or its largest process (v1), which
-        # has to be the worker, not one of these
+        # the kernel kills everything in the container (cgroup v2) or its largest process (v1),
+        # which has to be the worker, not one of these
         greedy = (
             "import os, time\n"
             "open('/proc/1/oom_score_adj', 'w').write('1000')\n"

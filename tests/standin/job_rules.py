@@ -139,7 +139,9 @@ def _failed_indexes(spec: Object) -> list[str]:
     if most is not None:
         where = f"spec.maxFailedIndexes: Invalid value: {most}"
         if not per_index:
-            problems.append("spec.backoffLimitPerIndex: Required value: when maxFailedIndexes is specified")
+            problems.append(
+                "spec.backoffLimitPerIndex: Required value: when maxFailedIndexes is specified"
+            )
         if most > completions:
             problems.append(f"{where}: must be less than or equal to completions")
         if most > _MOST_FAILED:

@@ -40,8 +40,7 @@ def check_rules(resource: Resource, item: Object, old: Object | None = None) -> 
     elif resource.plural == "jobs":
         problems += job_rules.update(item, old) if old else job_rules.create(item)
     elif resource.plural == "persistentvolumeclaims":
-        if "storage" not in ((item["spec"].get("resources") or {}).get("requests") or {}):
-            problems.append("spec.resources[storage]: Required value")
+        problems += _claim(item["spec"])
     if problems:
         raise _invalid(resource, item, problems)
 
@@ -167,12 +166,17 @@ def check_labels(labels: dict[str, str], field: str) -> list[str]:
     return problems
 
 
+def _claim(spec: Object) -> list[str]:
+    asked = (spec.get("resources") or {}).get("requests") or {}
+    return [] if "storage" in asked else ["spec.resources[storage]: Required value"]
+
+
 def _config_map(item: Object, old: Object | None) -> list[str]:
     problems = []
     content = {**(item.get("data") or {}), **(item.get("binaryData") or {})}
     size = sum(len(value.encode()) for value in content.values())
     problems += [
-        f"data[{key}]: Invalid value: \"{key}\": a valid config key must consist of alphanumeric "
+        f'data[{key}]: Invalid value: "{key}": a valid config key must consist of alphanumeric '
         "characters, '-', '_' or '.'"
         for key in content
         if not _CONFIG_KEY.fullmatch(key)
