@@ -21,6 +21,7 @@ from rich.console import Console
 from conftest import Run, mlp_sweep
 from fractal_k8s.backends.kube.client import CONFIG_MAPS, JOBS, Cluster
 from fractal_k8s.backends.kube.connection import connect
+from fractal_k8s.backends.kube.ended import why
 from fractal_k8s.backends.kube.jobs import SweepJob
 from fractal_k8s.backends.kube.podlogs import Place, follow_all, follow_index
 from fractal_k8s.backends.kube.progress import (
@@ -98,6 +99,13 @@ def disrupted(reason: str) -> Object:
     return ended(143, conditions=[condition])
 
 
+def evicted(message: str) -> Object:
+    """As a kubelet leaves a pod that has filled its disk; there is no condition of it."""
+    pod = ended(143)
+    pod["status"] |= {"reason": "Evicted", "message": message}
+    return pod
+
+
 GPUS = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 
 
@@ -129,6 +137,20 @@ GPUS = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
             "low on ephemeral-storage",
             "",
             id="node pressure",
+        ),
+        pytest.param(
+            evicted("Pod ephemeral local storage usage exceeds the total limit"),
+            "evicted by its node",
+            "Pod ephemeral local storage usage exceeds the total limit",
+            "--job ephemeral_storage=SIZE",
+            id="disk",
+        ),
+        pytest.param(
+            evicted('Usage of EmptyDir volume "shared-memory" exceeds the limit'),
+            "evicted by its node",
+            'Usage of EmptyDir volume "shared-memory" exceeds the limit',
+            "--job shared_memory=SIZE",
+            id="shared memory",
         ),
         pytest.param(
             pod_of("Failed", reason="UnexpectedAdmissionError", message="no GPU"),
@@ -178,6 +200,10 @@ def test_cause_of_a_pod(pod: Object, what: str, said: str | None, advice: str) -
     assert cause.said == said
     assert advice in cause.advice
     assert cause.waits == (pod["status"]["phase"] == "Pending")
+
+
+def test_the_end_of_a_job_tells_of_a_full_disk() -> None:
+    assert why(evicted("too much")) == "was evicted by its node (too much)"
 
 
 @pytest.mark.parametrize("phase", ["Running", "Succeeded"])

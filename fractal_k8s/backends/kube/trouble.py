@@ -56,6 +56,14 @@ _DISRUPTIONS: Final = {
     "TerminationByKubelet": "ended by its node, which shut down or ran short",
 }
 
+# what a kubelet says of a pod that it evicts for its use of a disk -> the setting that gives more
+_SHARES: Final = {
+    'EmptyDir volume "shared-memory"': "shared_memory",
+    "ephemeral local storage": "ephemeral_storage",
+    "local ephemeral storage": "ephemeral_storage",
+    "EmptyDir volume": "ephemeral_storage",
+}
+
 # reason of a container that waits -> what happened, what to do
 _WAITS: Final = {
     **dict.fromkeys(
@@ -150,11 +158,11 @@ def _failure(pod: Object, status: Object) -> Cause:
     if disruption is not None:
         what = _DISRUPTIONS.get(disruption.get("reason", ""), "taken from its node")
         return Cause(what, _AGAIN, said=disruption.get("message") or status.get("message"))
+    if status.get("reason") == "Evicted":
+        return _eviction(_short(status.get("message")))
     ended = next(_states(status, "terminated"), None)
     if ended is None:
         reason = status.get("reason") or "Failed"
-        if reason == "Evicted":
-            return Cause("evicted by its node", _AGAIN, said=status.get("message"))
         return Cause(f"failed ({reason})", "see kubectl describe pod", said=status.get("message"))
     said = _last_words(ended.get("message"))
     if ended.get("reason") == "OOMKilled":
@@ -165,6 +173,18 @@ def _failure(pod: Object, status: Object) -> Cause:
     code = int(ended.get("exitCode", 0))
     what, advice = _EXITS.get(code, ("crashed", "see its log: fractal-k8s logs ID --index K"))
     return Cause(f"{what} (exit code {code})", advice, said=said)
+
+
+def _eviction(said: str | None) -> Cause:
+    """What a kubelet did without counting it as a disruption: the pod took more than its share.
+
+    Its container then ends with SIGTERM's code, as one that is only moved does.
+    """
+    for word, setting in _SHARES.items():
+        if word in (said or ""):
+            advice = f"give more with --job {setting}=SIZE, {_NEW_JOB}"
+            return Cause("evicted by its node", advice, said=said)
+    return Cause("evicted by its node", _AGAIN, said=said)
 
 
 def _wait(pod: Object, status: Object) -> Cause | None:
