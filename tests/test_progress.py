@@ -107,6 +107,9 @@ def evicted(message: str) -> Object:
 
 
 GPUS = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+# as the scheduler of 1.36 says it
+TAINT = "0/1 nodes are available: 1 node(s) had untolerated taint(s)."
+CORDON = "0/1 nodes are available: 1 node(s) were unschedulable."
 
 
 @pytest.mark.parametrize(
@@ -189,6 +192,12 @@ GPUS = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
             "3 node(s) didn't match Pod's node affinity/selector",
             "labels",
             id="labels",
+        ),
+        pytest.param(
+            unplaced("Unschedulable", TAINT), "no node has room", TAINT, "tolerations", id="taint"
+        ),
+        pytest.param(
+            unplaced("Unschedulable", CORDON), "no node has room", CORDON, "cordoned", id="cordon"
         ),
         pytest.param(unplaced("SchedulingGated", ""), "scheduling gate", None, "queue", id="gated"),
     ],

@@ -215,6 +215,10 @@ def _room(said: str) -> str:
         return "create the claim, the pod then starts on its own"
     if "affinity" in said or "selector" in said:
         return "no node carries the labels asked for; see --job nodes and --job node_selector"
+    if "Insufficient" not in said and "untolerated taint" in said:
+        return "its nodes have a taint that pods do not tolerate; see --job tolerations"
+    if "Insufficient" not in said and "were unschedulable" in said:
+        return "its nodes are cordoned: wait, or uncordon one"
     return "wait for room, or ask for less with --job cpu, memory or ephemeral_storage"
 
 
