@@ -86,6 +86,17 @@ def test_a_lease_is_renewed(folder: SweepStore, monkeypatch: pytest.MonkeyPatch)
             time.sleep(0.05)
 
 
+def test_where_nothing_may_be_deleted_a_lease_ends_all_the_same(
+    folder: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(folder.files), "discard", lambda *_: None)
+    with SweepLock(folder):
+        pass
+    assert len(leases(folder)) == 1
+    with SweepLock(folder):
+        pass
+
+
 def test_an_object_that_says_nothing_is_somebodys(folder: SweepStore) -> None:
     folder.files.put(folder.key("running", "~.json"), b"")
     with pytest.raises(ConflictError, match="process unknown on another machine"):

@@ -7,6 +7,7 @@ no machine's clock matters. Pods of a cluster hold no lease; what they have just
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -100,6 +101,8 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._renewing.join()
+        with contextlib.suppress(StoreError):  # where nothing may be deleted, this has to do
+            self._write("ended")
         self._folder.files.discard([self._key(self._name)])
 
     def _renew(self) -> None:
@@ -123,8 +126,9 @@ class Lease:
                 self._folder.files.discard([entry.key])
                 continue
             owner = _read(self._folder, entry)
+            state = None if owner is None else owner.get("state")
             # of two that ask at the same time one must give way
-            if owner is not None and (owner.get("state") == "holds" or name < self._name):
+            if owner is not None and (state == "holds" or (state == "asks" and name < self._name)):
                 raise ConflictError(
                     f"{self._folder.sweep_id} is being trained by {_named(owner)}; watch it with: "
                     f"{self._folder.command('status --watch')}, or, if it is gone, try again in "
