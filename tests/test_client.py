@@ -178,7 +178,10 @@ def test_no_context_has_to_be_current(tmp_path: Path, current: str | None) -> No
             connect("standi", kubeconfig=str(kubeconfig))
 
 
-def test_an_unknown_authority_is_told_at_once(tmp_path: Path) -> None:
+def test_an_unknown_authority_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fractal_k8s.backends.kube.client._FIRST_WAIT_S", 100.0)
     with StandIn(tmp_path / "standin", run_pods=False) as standin:
         content = yaml.safe_load(standin.kubeconfig.read_text())
         for entry in content["clusters"]:
@@ -189,5 +192,4 @@ def test_an_unknown_authority_is_told_at_once(tmp_path: Path) -> None:
         began = time.monotonic()
         with pytest.raises(ClusterError, match="does not prove who it is"):
             connect("standin", kubeconfig=str(kubeconfig)).version()
-        assert time.monotonic() - began < 5
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
