@@ -99,6 +99,18 @@ def disrupted(reason: str) -> Object:
     return ended(143, conditions=[condition])
 
 
+def ready(value: str, containers: str) -> list[Object]:
+    return [{"type": "Ready", "status": value}, {"type": "ContainersReady", "status": containers}]
+
+
+def cut_off() -> Object:
+    """As the control plane leaves a pod of a node that is silent: running, and about to go."""
+    disruption = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
+    pod = pod_of("Running", conditions=[*ready("False", "True"), disruption])
+    pod["metadata"]["deletionTimestamp"] = stamp(60)
+    return pod
+
+
 def evicted(message: str) -> Object:
     """As a kubelet leaves a pod that has filled its disk; there is no condition of it."""
     pod = ended(143)
@@ -199,6 +211,7 @@ CORDON = "0/1 nodes are available: 1 node(s) were unschedulable."
         pytest.param(
             unplaced("Unschedulable", CORDON), "no node has room", CORDON, "cordoned", id="cordon"
         ),
+        pytest.param(cut_off(), "its node does not answer", None, "delete node", id="node"),
         pytest.param(unplaced("SchedulingGated", ""), "scheduling gate", None, "queue", id="gated"),
     ],
 )
@@ -208,7 +221,7 @@ def test_cause_of_a_pod(pod: Object, what: str, said: str | None, advice: str) -
     assert what in cause.what
     assert cause.said == said
     assert advice in cause.advice
-    assert cause.waits == (pod["status"]["phase"] == "Pending")
+    assert cause.waits == (pod["status"]["phase"] != "Failed")
 
 
 def test_the_end_of_a_job_tells_of_a_full_disk() -> None:
@@ -218,6 +231,8 @@ def test_the_end_of_a_job_tells_of_a_full_disk() -> None:
 @pytest.mark.parametrize("phase", ["Running", "Succeeded"])
 def test_a_sound_pod_has_no_cause(phase: str) -> None:
     assert cause_of(pod_of(phase)) is None
+    assert cause_of(pod_of("Running", conditions=ready("True", "True"))) is None
+    assert cause_of(pod_of("Running", conditions=ready("False", "False"))) is None
 
 
 def test_troubles_are_grouped_with_what_is_waited_for_first() -> None:

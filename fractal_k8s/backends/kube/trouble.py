@@ -1,8 +1,8 @@
 """Why pods of a sweep failed or wait, in words, grouped by cause.
 
-A pod that cannot be scheduled, mounted or pulled never fails, so it is told from the pods that
-wait. Both kinds are read in bounded numbers: of a sweep in which everything fails, some hundred
-pods say what is wrong.
+A pod that cannot be scheduled, mounted or pulled never fails, nor does one whose node is lost, so
+they are told from the pods that wait. Both kinds are read in bounded numbers: of a sweep in which
+everything fails, some hundred pods say what is wrong.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ Events = Callable[[str], Iterable[Object]]
 _KILLED: Final = 137  # 128 + SIGKILL
 _AGAIN: Final = "tried again on its own"
 _NEW_JOB: Final = "then resume it with another Job"
+_NODE_IS_BACK: Final = (
+    "wait for the node; if it is lost, kubectl delete node NAME has its indexes tried elsewhere"
+)
 
 _EXITS: Final = {
     EXIT_SETTINGS: ("its sweep or settings are wrong", "correct them and launch again"),
@@ -124,7 +127,7 @@ def find_troubles(pods: Sequence[Object], events: Events, *, now: float) -> list
     """What is wrong with some pods, what is waited for first, then the most frequent.
 
     Args:
-        pods: those that failed or are pending; others are passed over.
+        pods: those that are well are passed over.
         events: what happened to the object of a name; asked for a few pods of each cause.
         now: seconds since 1970.
     """
@@ -150,7 +153,19 @@ def cause_of(pod: Object) -> Cause | None:
         return _failure(pod, status)
     if status.get("phase") == "Pending":
         return _wait(pod, status)
+    if status.get("phase") == "Running" and _is_cut_off(status):
+        return Cause("its node does not answer", _NODE_IS_BACK, waits=True)
     return None
+
+
+def _is_cut_off(status: Object) -> bool:
+    """Whether the control plane has taken a pod's readiness away, while its containers were well.
+
+    That is how it marks the pods of a node from which it hears nothing. They end, and are replaced,
+    only once the node is back or its object is gone.
+    """
+    unready = _condition(status, "Ready", "False")
+    return unready is not None and _condition(status, "ContainersReady", "True") is not None
 
 
 def _failure(pod: Object, status: Object) -> Cause:
