@@ -28,14 +28,14 @@ from fractal_k8s.backends.kube.preflight import preflight
 from fractal_k8s.backends.kube.send import kubectl, send
 from fractal_k8s.backends.kube.steer import cancel
 from fractal_k8s.buckets import below
-from fractal_k8s.dispatch import Found, open_client_store
+from fractal_k8s.dispatch import Found, read_map
 from fractal_k8s.errors import (
     ClusterError,
     CorruptError,
+    FractalError,
     StoreError,
     SweepError,
     UnrepeatableError,
-    UsageError,
 )
 from fractal_k8s.manifest import labels
 from fractal_k8s.manifest.limits import MOST_CHARACTERS
@@ -124,7 +124,7 @@ def take_up(found: Found, wish: Wish) -> Rerun:
         FractalError: the map cannot be read from here, a point cannot be compared, or a cluster
             could not run the Job; nothing was created.
     """
-    folder, grid = _read_map(found)
+    folder, grid = read_map(found)
     name = wish.job_name(folder.sweep_id)
     standing = [
         job
@@ -136,22 +136,6 @@ def take_up(found: Found, wish: Wish) -> Rerun:
     if standing[0].condition("Failed") is None:
         return _taken_up(found, standing[0], folder, grid)
     return _send_again(found, wish, standing[0], folder, grid)
-
-
-def _read_map(found: Found) -> tuple[SweepStore, Grid]:
-    """The sweep's folder and its map.
-
-    Raises:
-        UsageError: its store cannot be read from this machine.
-    """
-    sweep, settings = found.plan.sweep, found.settings
-    store, why = open_client_store(settings)
-    if store is None:
-        raise UsageError(
-            f"{why}; points are chosen and compared here: give --store URI if this machine has it"
-        )
-    folder = store.sweep(sweep.id)
-    return folder, read_grid(folder, Plan(sweep, Deal()), allow_mixed=settings.allow_mixed)
 
 
 def _send_new(found: Found, wish: Wish, folder: SweepStore, grid: Grid) -> Rerun:
@@ -187,7 +171,7 @@ def _send_new(found: Found, wish: Wish, folder: SweepStore, grid: Grid) -> Rerun
         if sent.is_new:
             notes += sent.notes
             return Rerun(folder, grid, place, plan, sent.job, True, tuple(points), first, notes)
-    except BaseException:
+    except FractalError:
         with contextlib.suppress(StoreError):  # the first error counts
             folder.files.remove("/".join(below_sweep))
         raise

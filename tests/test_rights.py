@@ -225,6 +225,11 @@ def test_every_command_needs_exactly_the_rights_of_the_table(
     InlineBackend().submit(work, lambda event: None).wait()
     with meanwhile(place, lambda: complete(place)):
         watched("repro", "parent", "--sample", "4")
+    with meanwhile(place, lambda: complete(place)):
+        watched("controls", "parent", "--seeds", "0", "--job", "aggregator=false")
+    for plural in ("jobs", "configmaps"):
+        for name in place.names(plural):
+            standin.objects.delete(plural, "fractal", name)
     watched("launch", "sweep.toml", "--points-per-index", "1")
     watched("launch", "sweep.toml", "--points-per-index", "1")
     job, aggregator = sorted(each["metadata"]["name"] for each in standin.objects.list("jobs"))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import click
 from click.core import ParameterSource
@@ -461,8 +461,14 @@ class Lines:
             self._last, self._at = text, now
 
 
+class Waited(Protocol):
+    """Something that is waited for."""
+
+    def leave(self) -> None: ...
+
+
 @contextmanager
-def leaving(run: K8sRun) -> Iterator[list[int]]:
+def leaving(run: Waited) -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM end the waiting; the list then holds the signal's number.
 
     The second one does not wait for an answer of the cluster.

@@ -50,7 +50,7 @@ _SECRET_NAMES: Final = ("fractal-store", "fractal-wandb", "fractal-registry")
 # requests at once; a review is answered from memory, so that the way there and back is its time
 AT_ONCE: Final = 8
 
-_SENDERS: Final = ("launch", "repro", "resume", "zoom")
+_SENDERS: Final = ("controls", "launch", "repro", "resume", "zoom")
 _CHECKERS: Final = ("doctor", *_SENDERS)
 # they ask where a sweep's store is
 _READERS: Final = ("aggregate", "analyze", "fetch", "list", "report", "show")
