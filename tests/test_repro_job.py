@@ -29,7 +29,9 @@ from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.deal import Deal, Dealt
 from fractal_k8s.worker import Worker
 from rendering import SITE, VERSIONS, docvqa, validate
+from standin.cluster import NODES
 from standin.objects import Object
+from standin.scheduler import place as schedule
 from test_dispatch import (  # noqa: F401
     Place,
     busy,
@@ -372,6 +374,8 @@ def test_the_job_is_valid_and_prefers_other_nodes() -> None:
         for term in affinity["preferredDuringSchedulingIgnoredDuringExecution"]
     ] == [(100, ["g0"]), (3, ["g1"])]
     assert affinity["requiredDuringSchedulingIgnoredDuringExecution"]
+    # of two nodes that fit the one with fewer of the points
+    assert schedule(manifest.job["spec"]["template"], NODES, ()) == ("g1", "")
 
 
 def test_nothing_of_it_reaches_w_and_b_or_an_aggregator(still: Place) -> None:  # noqa: F811

@@ -223,13 +223,15 @@ def test_every_command_needs_exactly_the_rights_of_the_table(
     place = Place(standin, run, folder.parent)
     work = Work(place.store.sweep(parent.sweep.id), Plan(parent.sweep, Deal(points_per_shard=42)))
     InlineBackend().submit(work, lambda event: None).wait()
-    with meanwhile(place, lambda: complete(place)):
-        watched("repro", "parent", "--sample", "4")
-    with meanwhile(place, lambda: complete(place)):
-        watched("controls", "parent", "--seeds", "0", "--job", "aggregator=false")
-    for plural in ("jobs", "configmaps"):
-        for name in place.names(plural):
-            standin.objects.delete(plural, "fractal", name)
+    for command in (
+        ("repro", "parent", "--sample", "4"),
+        ("controls", "parent", "--seeds", "0", "--job", "aggregator=false"),
+    ):
+        with meanwhile(place, lambda: complete(place)):
+            watched(*command)
+        for plural in ("jobs", "configmaps"):
+            for name in place.names(plural):
+                standin.objects.delete(plural, "fractal", name)
     watched("launch", "sweep.toml", "--points-per-index", "1")
     watched("launch", "sweep.toml", "--points-per-index", "1")
     job, aggregator = sorted(each["metadata"]["name"] for each in standin.objects.list("jobs"))
