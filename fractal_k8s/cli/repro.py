@@ -115,8 +115,6 @@ def command(
             f"{options} {'say' if len(given) > 1 else 'says'} how a Job trains: "
             "give --context NAME too, or --workers N for this machine"
         )
-    from rich.console import Console
-
     from fractal_k8s import repro
     from fractal_k8s.aggregate import read_grid
 
@@ -128,19 +126,22 @@ def command(
     )
     first = repro.first_places(folder, sweep, points)
     batches = repro.compose(sweep, points, first, seed=seed, cold=cold)
-    console = Console(stderr=True)
-    run = repro.Retraining(
-        grid,
-        sweep,
-        batches,
-        backend=backend,
-        workers=workers,
-        allow_mixed=allow_mixed,
+    repeats = _on_this_machine(
+        repro.Retraining(
+            grid, sweep, batches, backend=backend, workers=workers, allow_mixed=allow_mixed
+        ),
+        f"{sweep.id}: {len(points)} points again, {len(batches)} shards",
     )
-    run.tell = lambda text: console.print(text, highlight=False)
-    console.print(f"{sweep.id}: {len(points)} points again, {len(batches)} shards", highlight=False)
-    repeats = _interruptible(run)
     _tell(folder, repeats, _noted(folder, repeats, seed), as_json)
+
+
+def _on_this_machine(run: Retraining, introduction: str) -> list[Repeat]:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    run.tell = lambda text: console.print(text, highlight=False)
+    console.print(introduction, highlight=False)
+    return _interruptible(run)
 
 
 def _on_cluster(
