@@ -30,7 +30,7 @@ from fractal_k8s.sweep.deal import Deal, Dealt
 from fractal_k8s.worker import Worker
 from rendering import SITE, VERSIONS, docvqa, validate
 from standin.cluster import NODES
-from standin.objects import Object
+from standin.objects import ApiError, Object
 from standin.scheduler import place as schedule
 from test_dispatch import (  # noqa: F401
     Place,
@@ -358,6 +358,22 @@ def test_what_is_lost_on_the_way_leaves_nothing(still: Place) -> None:  # noqa: 
     assert still.names("jobs") == still.names("configmaps") == []
 
 
+def test_a_job_that_is_refused_is_taken_back_whole(still: Place) -> None:  # noqa: F811
+    a_map(still)
+    before = files(still)
+
+    def refuse(plural: str, body: Object) -> None:
+        if plural == "jobs":
+            raise ApiError(422, "Invalid", "no such Job here")
+
+    still.standin.webhooks.append(refuse)
+    output = still.run("repro", "small", code=2)
+    assert "no such Job here" in output
+    assert "nothing was left behind" in output
+    assert still.names("configmaps") == []
+    assert files(still) == before
+
+
 # --- what is sent ---
 
 
@@ -414,6 +430,11 @@ def test_every_point_has_a_turn_at_another_place(number: int, slots: int) -> Non
     assert shards <= max(slots, 2)
     # but for the first of each shard
     assert sum(first[turn.point] != turn.place for turn in turns) == number - shards
+    # where that would be the place of the first time, another way is taken
+    same = {turn.point: turn.place for turn in turns}
+    other = turns_of(Plan(sweep, deal_elsewhere(sweep, points, same, slots=slots)), points)
+    moved = sum(same[turn.point] != turn.place for turn in other)
+    assert moved >= (number > 8) * number // 2
     alone = deal_elsewhere(sweep, points, first, slots=slots, size=1)
     assert {turn.size for turn in turns_of(Plan(sweep, alone), points)} == {1}
 
