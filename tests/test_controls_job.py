@@ -57,6 +57,7 @@ def test_what_cannot_be_is_refused_before_anything_is_created(still: Place, run:
     before = files(still)
     for options, said in (
         (["--workers", "2"], "say how this machine trains"),
+        (["--beside-pods"], "--beside-pods say how this machine trains"),
         (["--dataset", "x"], "say where files are on this machine"),
         (["--job", "store_claim=x"], "claim x"),
     ):
