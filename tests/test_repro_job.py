@@ -232,7 +232,10 @@ def test_another_request_is_another_job(still: Place) -> None:  # noqa: F811
     requests = ((), ("--seed", "1"), ("--gpus", "1"), ("--points", "1,1"))
     for number, options in enumerate(requests, start=1):
         with meanwhile(still, interrupt, jobs=number):
-            still.run("repro", "small", *options, code=130)
+            output = still.run("repro", "small", *options, code=130)
+        # what is said to go on with has what was typed
+        (again,) = re.findall("go on       fractal-k8s repro small (.*)", output)
+        assert sorted(again.split()) == sorted([*options, "--context", "standin"])
 
 
 def test_a_failed_job_says_why_and_is_followed_by_one_over_the_rest(still: Place) -> None:  # noqa: F811

@@ -100,7 +100,8 @@ def _sent(found: Found, made: Order, folder: SweepStore, console: Console) -> At
         return _taken_up(found, sent.job, place, console)
     job = sent.job
     text = f"{job.sweep_id}: {made.experiments:,} experiments by the Job {job.name}"
-    console.print(f"{text}, {job.parallelism:,} pods at once", highlight=False, soft_wrap=True)
+    pods = f"{job.parallelism:,} pod{'s' * (job.parallelism > 1)} at once"
+    console.print(f"{text}, {pods}", highlight=False, soft_wrap=True)
     for note in (*made.notes, *sent.notes):
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     return _attached(found, job, made.plan, place)

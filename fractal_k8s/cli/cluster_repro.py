@@ -64,7 +64,9 @@ def _say_sent(console: Console, cluster: Cluster, rerun: Rerun) -> None:
     job = rerun.job
     head = f"{job.sweep_id}: {len(rerun.points)} points again by the Job {job.name}"
     if rerun.is_new:
-        lines = [f"{head}, {job.completions} indexes, {job.parallelism} pods at once"]
+        indexes = f"{job.completions} index{'es' * (job.completions > 1)}"
+        pods = f"{job.parallelism} pod{'s' * (job.parallelism > 1)} at once"
+        lines = [f"{head}, {indexes}, {pods}"]
     else:
         lines = [f"{head}, sent at {job.created} ({dispatch.how_it_stands(job)})"]
     lines += [f"note: {note}" for note in rerun.notes]
