@@ -32,6 +32,8 @@ FILLING: Final = ".filling-"
 PART: Final = ".part-"
 
 _FORMAT: Final = 1
+# folders between a sealed folder and its files, at most
+_DEEPEST: Final = 3
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # tries to open a lock while others remove its folder
 _OPENINGS: Final = 5
@@ -125,6 +127,17 @@ def read_seal(home: Path) -> Seal | None:
         raise CorruptError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CorruptError(f"{path}: damaged; fill the folder again") from None
+
+
+def noted_facts(path: Path) -> FileFacts | None:
+    """What the seal of the folder that a file lies in, or one of those above, says of the file."""
+    for home in path.parents[:_DEEPEST]:
+        with contextlib.suppress(CorruptError):
+            seal = read_seal(home)
+            name = path.relative_to(home).as_posix()
+            if seal is not None and name in seal.files:
+                return seal.files[name]
+    return None
 
 
 def with_file(home: Path, name: str, facts: FileFacts) -> Seal:

@@ -283,10 +283,8 @@ def test_a_fill_ends_with_the_command_that_trains_on_it(
     fill = ("cache", "fill", "--root", "a cache", "--model", str(golden))
     assert "launch --checkpoint 'a cache/model'\n" in run(*fill).output
     data = ("--dataset", f"conversations:{golden}/conversations.jsonl")
-    end = (
-        "launch --checkpoint 'a cache/model' --dataset 'conversations:a cache/dataset/train.jsonl'"
-    )
-    assert run(*fill, *data).output.endswith(f"{end}\n")
+    end = "train with it: fractal-k8s launch --cache 'a cache'\n"
+    assert run(*fill, *data).output.endswith(end)
     preset = ("launch", "--preset", "tiny", "--checkpoint")
     assert f"of a cache give {Path.cwd()}/a cache/model" in run(*preset, "a cache", code=2).output
     monkeypatch.setenv("FRACTAL_K8S_TERMINATION_LOG", "log")

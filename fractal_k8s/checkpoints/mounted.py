@@ -20,8 +20,6 @@ from fractal_k8s.references import Reference, parse_reference
 from fractal_k8s.sealed import Seal
 
 STAGE: Final = "FRACTAL_K8S_STAGE"
-# folders between a file of a checkpoint and the cache that it lies in, at most
-_DEEPEST: Final = 3
 
 
 def refuse_mixed_in(folders: Sequence[Path]) -> None:
@@ -117,9 +115,5 @@ def _as_goods(checkpoint: Path) -> Goods:
 
 def _sealed_blob(blob: Blob, path: Path) -> Blob:
     """A file with the sum that a cache's seal has of it, if it lies in one."""
-    for home in path.parents[:_DEEPEST]:
-        seal = _model_seal(home)
-        facts = seal.files.get(path.relative_to(home).as_posix()) if seal else None
-        if facts is not None:
-            return Blob(blob.path, facts.size, "sha256", facts.sha256)
-    return blob
+    facts = sealed.noted_facts(path)
+    return blob if facts is None else Blob(blob.path, facts.size, "sha256", facts.sha256)

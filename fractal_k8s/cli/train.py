@@ -21,6 +21,7 @@ from fractal_k8s.cli.common import (
     store_option,
     sweep_options,
 )
+from fractal_k8s.cli.filled import cache_option
 from fractal_k8s.cli.logs import PointParam
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _EVERY = click.IntRange(min=1)
 
 @click.command(cls=Command)
 @sweep_options
+@cache_option
 @click.option(
     "--point",
     type=PointParam(),
@@ -158,7 +160,7 @@ class _What:
     def is_named(self) -> bool:
         """Whether the options alone say what to train, without a folder that holds a run."""
         asked = self.asked
-        return any((asked.sweep_file, asked.preset, asked.checkpoint, asked.dataset))
+        return any((asked.sweep_file, asked.preset, asked.checkpoint, asked.dataset, asked.cache))
 
     @property
     def is_stored(self) -> bool:
@@ -190,7 +192,7 @@ class _What:
             raw, source = begun.to_dict(), begun.id
         else:
             raw, source = asked.raw()
-        return single(raw, settings=settings, overrides=asked.overrides, source=source)
+        return single(raw, settings=settings, overrides=asked.overrides(), source=source)
 
 
 class _Screen:
