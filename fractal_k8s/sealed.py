@@ -176,6 +176,12 @@ def read_ready(home: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else {}
 
 
+def are_at_odds(home: Path, seal: Seal) -> bool:
+    """Whether `READY` says something else than the seal; one that was made by hand says nothing."""
+    ready = read_ready(home)
+    return bool(ready) and ready != seal.ready
+
+
 def read_whole(home: Path) -> Seal | None:
     """The seal of a folder that is ready and has every file in its size; else None."""
     try:

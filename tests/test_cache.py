@@ -157,6 +157,9 @@ def test_a_newer_model_that_was_put_into_a_cache_is_not_taken(
     [
         pytest.param("own", None, "cut short", EXIT_CORRUPT, id="no READY"),
         pytest.param(None, "own", "ready, filled by other means", EXIT_CORRUPT, id="no manifest"),
+        pytest.param(None, "hand", "ready, filled by other means", EXIT_CORRUPT, id="by hand"),
+        pytest.param("cut", "hand", "damaged", EXIT_CORRUPT, id="half a manifest, by hand"),
+        pytest.param("own", "source", "ready", EXIT_CORRUPT, id="READY of another source"),
         pytest.param("own", "other", "ready", EXIT_CORRUPT, id="READY of another model"),
         pytest.param("cut", "own", "damaged", EXIT_CORRUPT, id="half a manifest"),
     ],
@@ -180,12 +183,19 @@ def test_what_does_not_fit_together_is_not_whole(
         mark.unlink()
     elif ready == "other":
         mark.write_text(mark.read_text().replace('"digest": "', '"digest": "0'))
+    elif ready == "source":
+        mark.write_text(mark.read_text().replace('"source": "', '"source": "/x'))
+    elif ready == "hand":
+        mark.write_text("")
     told = json.loads(run("cache", "status", "--root", str(root), "--json").stdout)["caches"]
     assert told[0]["state"] == state
-    run("cache", "verify", "--root", str(root), code=code)
+    told_wrong = run("cache", "verify", "--root", str(root), code=code).output
     fill = ("cache", "fill", "--root", str(root), "--model", str(golden))
-    if state in ("cut short", "ready"):
-        assert "fetching" not in run(*fill).output  # every file is there
+    mends = f"mend it with: fractal-k8s {' '.join(fill)}\n"
+    assert (mends in told_wrong) == (ready != "hand" and state != "cut short")
+    if ready != "hand":
+        said = run(*fill).output
+        assert ("fetching" in said) == (manifest != "own")  # else every file is known to be there
     else:
         assert "filled by other means" in run(*fill, code=2).output
         run(*fill, "--replace")
@@ -223,6 +233,7 @@ def test_an_exact_reference_that_is_there_is_not_asked_for(run: Run, root: Path)
     assert seal is not None
     held = Seal(**{**vars(seal), "resolved": "hf:a/b@" + "0" * 40})
     sealed.write_manifest(root / "model", held)
+    sealed.write_ready(root / "model", held)
     assert (
         "fetching" not in run("cache", "fill", "--root", str(root), "--model", held.resolved).output
     )

@@ -15,7 +15,6 @@ from fractal_k8s.termination import VARIABLE
 
 if TYPE_CHECKING:
     from fractal_k8s.caches import Shelf
-    from fractal_k8s.sealed import Seal
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -92,20 +91,31 @@ def remedy(root: Path, shelf: Shelf) -> str:
         )
     if shelf.state == "being filled":
         return "a process fills it now; wait until it is ready"
-    source = "REF" if shelf.seal is None else _source(shelf.seal)
-    words = ["fractal-k8s", "cache", "fill", "--root", str(root), f"--{shelf.name}", source]
+    source = _source(shelf)
+    words = [
+        "fractal-k8s",
+        "cache",
+        "fill",
+        "--root",
+        str(root),
+        f"--{shelf.name}",
+        source or "REF",
+    ]
     if shelf.state == "empty":
         return f"fill it with: {shlex.join(words)}"
     if shelf.state == "cut short":
         return f"run the fill again, it goes on where it was: {shlex.join(words)}"
-    if shelf.seal is None:
+    if source is None:
         words.append("--replace")
     return f"mend it with: {shlex.join(words)}"
 
 
-def _source(seal: Seal) -> str:
-    """What to fill a cache from so that it holds the same again."""
+def _source(shelf: Shelf) -> str | None:
+    """What to fill a folder from so that it holds the same again; None if nothing says what."""
+    from fractal_k8s import sealed
     from fractal_k8s.references import parse_reference
 
-    is_model = seal.kind == "model" and parse_reference(seal.resolved) is not None
-    return seal.resolved if is_model else seal.source
+    told = shelf.seal.ready if shelf.seal else sealed.read_ready(shelf.home) or {}
+    source, resolved = told.get("source"), told.get("resolved")
+    is_exact = shelf.name == "model" and resolved and parse_reference(resolved) is not None
+    return resolved if is_exact else source
