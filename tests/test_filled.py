@@ -154,3 +154,18 @@ def test_where_a_folder_of_this_machine_says_nothing_it_is_refused(
     words: tuple[str, ...], reason: str, run: Run, root: Path
 ) -> None:
     assert reason in run(*words, "--preset", "tiny", "--cache", "cache", code=2).output
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(("launch", "--preset", "tiny", "--cache", ""), id="launch"),
+        pytest.param(("fetch", "tiny", "--to", ""), id="fetch"),
+        pytest.param(("train", "--preset", "tiny", "--out", ""), id="train"),
+        pytest.param(("pretrain", "--out", ""), id="pretrain"),
+    ],
+)
+def test_an_empty_name_is_no_folder(words: tuple[str, ...], run: Run) -> None:
+    """Such as that of a variable which is not set."""
+    assert "is empty; name a folder" in run(*words, code=2).output
+    assert [*Path().iterdir()] == []

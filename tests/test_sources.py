@@ -29,7 +29,7 @@ from fractal_k8s.checkpoints import bucket_source, filling, wandb_source
 from fractal_k8s.checkpoints.files import find_checkpoint
 from fractal_k8s.checkpoints.filling import fill
 from fractal_k8s.checkpoints.layout import model_layout
-from fractal_k8s.checkpoints.listing import Blob, first_line
+from fractal_k8s.checkpoints.listing import Blob
 from fractal_k8s.checkpoints.sources import list_source, model_goods
 from fractal_k8s.checkpoints.standin import save_encoding, stand_in_encoding
 from fractal_k8s.errors import (
@@ -39,6 +39,7 @@ from fractal_k8s.errors import (
     RetryError,
     SweepError,
     UsageError,
+    first_line,
 )
 from fractal_k8s.references import parse_reference
 from fractal_k8s.results.store import Store

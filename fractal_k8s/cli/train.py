@@ -22,6 +22,7 @@ from fractal_k8s.cli.common import (
     sweep_options,
 )
 from fractal_k8s.cli.filled import cache_option
+from fractal_k8s.cli.folder import Folder
 from fractal_k8s.cli.logs import PointParam
 
 if TYPE_CHECKING:
@@ -45,9 +46,7 @@ _EVERY = click.IntRange(min=1)
     help="Train this point of the sweep.",
 )
 @store_option
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The run's folder."
-)
+@click.option("--out", type=Folder(), required=True, metavar="DIR", help="The run's folder.")
 @repeats_option
 @click.option("--save-every", type=_EVERY, metavar="N", help="Updates between checkpoints.")
 @click.option("--eval-every", type=_EVERY, metavar="N", help="Updates between evaluations.")
