@@ -113,7 +113,7 @@ def read_seal(home: Path) -> Seal | None:
             str(name): FileFacts(int(facts["size"]), str(facts["sha256"]))
             for name, facts in content["files"].items()
         }
-        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+        if any(Path(n).is_absolute() or ".." in Path(n).parts or "\0" in n for n in files):
             raise ValueError("a file outside of the folder")
         return Seal(
             **{key: str(content[key]) for key in ("kind", "source", "resolved", "digest")},
@@ -125,7 +125,7 @@ def read_seal(home: Path) -> Seal | None:
         return None
     except OSError as error:
         raise CorruptError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CorruptError(f"{path}: damaged; fill the folder again") from None
 
 
@@ -171,7 +171,7 @@ def read_ready(home: Path) -> dict[str, Any] | None:
         content = json.loads((home / READY).read_bytes() or b"{}")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -22,7 +22,7 @@ ALLOWED = {
     "results": {"sweep", "buckets"},
     "models": set(),
     "data": {"sealed"},
-    "checkpoints": {"references", "sealed", "buckets"},
+    "checkpoints": {"models", "references", "sealed", "buckets"},
     "caches": {"checkpoints", "data", "references", "sealed"},
     "train": {
         "sweep",

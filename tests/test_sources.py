@@ -612,12 +612,16 @@ from fractal_k8s.checkpoints import nanochat
 from fractal_k8s.checkpoints.filling import add_file, fill
 from fractal_k8s.checkpoints.sources import model_goods
 source, home, rng = sys.argv[1], Path(sys.argv[2]), random.Random(0)
+for _ in range(2):  # the first one loads libraries
+    began = time.monotonic()
+    fill(home, model_goods(source), lambda line: None, replace=True)
+    whole = time.monotonic() - began
 for _ in range(30):
     child = os.fork()
     while child == 0:
         fill(home, model_goods(source), lambda line: None, replace=True)
         add_file(home, "more.npz", lambda path: path.write_bytes(bytes(10**7)))
-    time.sleep(rng.uniform(0, 0.4))
+    time.sleep(rng.uniform(0, 1.5 * whole))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     seal = sealed.read_whole(home)
@@ -633,7 +637,6 @@ def test_killed_thirty_times_it_ends_right_and_leaves_nothing(model: Path, tmp_p
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     rounds = [line.rsplit(maxsplit=1) for line in done.stdout.splitlines()]
     assert len(rounds) == 30, done.stderr
-    # how often it was ready before the kill is a matter of the machine's speed
     assert "ready" in {state for state, _ in rounds} <= {"ready", "not ready"}
     assert max(int(leavings) for _, leavings in rounds) <= 2  # those of the last one
     seal = fill(home, model_goods(str(model)), quiet, replace=True)

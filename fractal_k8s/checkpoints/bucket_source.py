@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from pyarrow import fs as pafs
 
 _CHUNK: Final = 1 << 24
+_ASKED_AT_ONCE: Final = 16
 _NO_RIGHTS: Final = ("ACCESS_DENIED", "INVALID_ACCESS", "SIGNATURE", "403", "credentials")
 
 
@@ -41,7 +44,9 @@ def list_bucket(reference: Reference) -> Listing:
         else:
             infos = system.get_file_info(pafs.FileSelector(root, recursive=True))
         files = [info for info in infos if info.type == pafs.FileType.File]
-        tags = {info.path: _tag(system, info.path) for info in files}
+        paths = [info.path for info in files]
+        with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:  # a listing of pyarrow's has no ETags
+            tags = dict(zip(paths, pool.map(functools.partial(_tag, system), paths), strict=True))
     if not files:
         raise UsageError(f"{reference.text}: holds nothing; check the prefix")
     content, blobs = hashlib.sha256(), {}

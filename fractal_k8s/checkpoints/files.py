@@ -84,15 +84,22 @@ def find_checkpoint(folder: Path) -> CheckpointFiles:
         names = ", ".join(str(path) for path in candidates)
         raise UsageError(f"checkpoint {folder}: holds several, name one of them: {names}")
     home = candidates[0]
-    steps = [match for file in home.iterdir() if (match := MODEL_FILE.fullmatch(file.name))]
-    newest = max(steps, key=lambda match: int(match[1]))
-    meta = home / f"meta_{newest[1]}.json"
+    weights = [file.name for file in home.iterdir() if MODEL_FILE.fullmatch(file.name)]
+    newest = max(weights, key=newer)
+    meta = home / newest.replace("model_", "meta_").replace(".pt", ".json")
     if not meta.is_file():
         raise UsageError(
-            f"checkpoint {home / newest[0]}: its {meta.name} is missing; "
+            f"checkpoint {home / newest}: its {meta.name} is missing; "
             "copy it from where the weights come from"
         )
-    return CheckpointFiles(home / newest[0], meta, _find_tokenizer(home))
+    return CheckpointFiles(home / newest, meta, _find_tokenizer(home))
+
+
+def newer(name: str) -> tuple[int, str]:
+    """A key by which the weights of a later step come later; of one step always the same last."""
+    match = MODEL_FILE.fullmatch(name)
+    assert match is not None  # the caller has looked
+    return int(match[1]), name
 
 
 def _find_tokenizer(home: Path) -> Path:

@@ -150,7 +150,22 @@ def standing(home: Path, exact: str, tell: Tell, *, hashes: bool = True) -> Seal
             return None
         seconds = time.monotonic() - began
         tell(f"{home}: whole, {_count(seal.files)}, {_size(seal.size)} compared in {seconds:.1f} s")
+    _tidy(home)
     return seal
+
+
+def _tidy(home: Path) -> None:
+    """Deletes what fills that were killed have left in a folder that is ready, if nobody is at it.
+
+    It may be as large as a model.
+    """
+    if any(home.glob(f"{sealed.FILLING}*")) and not sealed.is_being_filled(home):
+        with (
+            contextlib.suppress(UsageError, RetryError),  # such as: it can only be read
+            sealed.being_filled(home, lambda line: None) as alone,
+        ):
+            if alone:
+                sealed.drop_all(home.glob(f"{sealed.FILLING}*"))
 
 
 def mixed_in(home: Path, seal: Seal) -> list[str]:

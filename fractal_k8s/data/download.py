@@ -51,6 +51,8 @@ def download(found: HubSet, folder: Path, tell: Tell, *, replace: bool = False) 
     with sealed.being_filled(folder, tell) as alone:
         held = found.revision if replace else _held(found, folder, tell)
         if isinstance(held, Seal):
+            if alone:  # of fills that were killed
+                sealed.drop_all(folder.glob(f"{sealed.FILLING}*"))
             return Copy(folder, held, fetched=False)
         with written(folder, alone=alone) as writing:
             return Copy(folder, _fetch(found, held, writing, tell), fetched=True)

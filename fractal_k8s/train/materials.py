@@ -66,8 +66,7 @@ def load_materials(sweep: Sweep) -> Materials:
     """
     import torch
 
-    from fractal_k8s.checkpoints.nanochat import load_weights
-    from fractal_k8s.models.gpt import GPT, config_from_dict
+    from fractal_k8s.checkpoints.nanochat import build_model, load_weights
 
     training = gpt_training(sweep)
     files = find_checkpoint(checkpoint_folder(sweep))
@@ -77,21 +76,13 @@ def load_materials(sweep: Sweep) -> Materials:
     _check_seal(files.model, files.sealed_digest(), digest)
     _check_digest("checkpoint", files.model, sweep.spec.checkpoint_digest, digest)
     weights = load_weights(files)
-    try:
-        config = config_from_dict(weights.model_config)
-    except ValueError as error:
-        raise CorruptError(
-            f"{files.meta}: model_config {error}; this release reads nanochat 8f979a8's"
-        ) from None
-    try:
-        model = GPT.from_weights(
-            config,
-            _masters(weights.tensors, files),
-            compute_dtype=getattr(torch, training.dtype),
-            gradient_checkpointing=training.gradient_checkpointing,
-        )
-    except ValueError as error:
-        raise CorruptError(f"{files.model}: does not fit {files.meta.name}: {error}") from None
+    model = build_model(
+        files,
+        replace(weights, tensors=_masters(weights.tensors, files)),
+        compute_dtype=getattr(torch, training.dtype),
+        gradient_checkpointing=training.gradient_checkpointing,
+    )
+    config = model.config
     tokenizer = load_tokenizer(files.tokenizer.parent)
     if tokenizer.vocab_size != config.vocab_size:
         raise CorruptError(
