@@ -331,7 +331,7 @@ def test_a_fill_that_was_cut_short_is_told_from_one_that_goes_on(
         pytest.param(["fill", "--root", "", "--model", "x"], "is empty; name a folder", id="root"),
         pytest.param(["verify", "--root", ""], "is empty; name a folder", id="an empty root"),
         pytest.param("status", "give --root DIR, or --context", id="which"),
-        pytest.param("verify --root c", "holds no cache", id="nothing to verify"),
+        pytest.param("verify --root c", "fill --root c --model REF --dataset REF", id="nothing"),
         pytest.param("status --root c --context x", "leave out --context", id="both"),
     ],
 )

@@ -337,8 +337,8 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed and needed + _SPARE_BYTES > free:
         raise UsageError(
-            f"{folder.parent}: {_size(needed)} are to come and {_size(free)} are free; make room, "
-            "or fill another folder"
+            f"{folder.parent}: {_size(needed)} are to come and {_size(free)} are free, of which "
+            f"{_size(_SPARE_BYTES)} stay so; make room, or fill another folder"
         )
 
 

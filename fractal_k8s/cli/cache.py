@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from fractal_k8s.cli.common import Command, echo_json, json_option, size_text
-from fractal_k8s.cli.filled import option, remedy
+from fractal_k8s.cli.filled import nothing, option, remedy
 from fractal_k8s.cli.folder import Folder
 from fractal_k8s.cli.where import Where, cluster_options
 from fractal_k8s.errors import EXIT_CORRUPT, ForbiddenError
@@ -166,11 +166,11 @@ def verify(root: Path | None, where: Where, as_json: bool) -> None:
             raise click.UsageError("with --context the one thing printed is a Job; leave out more")
         _print_verify_job(where)
         return
-    from fractal_k8s.caches import look, problems
+    from fractal_k8s.caches import DATASET, MODEL, look, problems
 
     found = {shelf.name: shelf for shelf in look(_given(root)) if shelf.state != "empty"}
     if not found:
-        raise click.UsageError(f"{root}: holds no cache; fill it with: fractal-k8s cache fill")
+        raise nothing(_given(root), (MODEL, DATASET))
     wrong = {name: problems(shelf) for name, shelf in found.items()}
     if as_json:
         echo_json({"root": str(root), "problems": wrong})

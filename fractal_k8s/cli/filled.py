@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from fractal_k8s.cli.folder import Folder
+from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.termination import VARIABLE
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ def taken(root: Path, given: Mapping[str, str | None]) -> dict[str, str]:
         CorruptError: it is damaged.
     """
     from fractal_k8s.caches import look
-    from fractal_k8s.errors import CorruptError, UsageError
 
     shelves = [shelf for shelf in look(root) if given[_KEYS[shelf.name]] is None]
     if not shelves:
@@ -50,17 +50,22 @@ def taken(root: Path, given: Mapping[str, str | None]) -> dict[str, str]:
             "--checkpoint and --dataset leave nothing to take from --cache; leave out one of them"
         )
     if all(shelf.state == "empty" for shelf in shelves):
-        wanted = " ".join(f"--{shelf.name} REF" for shelf in shelves)
-        raise UsageError(
-            f"{root}: holds no {' and no '.join(shelf.name for shelf in shelves)}; fill it with: "
-            f"fractal-k8s cache fill --root {shlex.quote(str(root))} {wanted}"
-        )
+        raise nothing(root, [shelf.name for shelf in shelves])
     wrong = [shelf for shelf in shelves if shelf.state != "ready"]
     if wrong:
         text = "\n".join(f"{shelf.home}: {shelf.state}; {_step(root, shelf)}" for shelf in wrong)
         damaged = any(shelf.state == "damaged" for shelf in wrong)
         raise CorruptError(text) if damaged else UsageError(text)
     return {_KEYS[shelf.name]: _reference(shelf) for shelf in shelves}
+
+
+def nothing(root: Path, names: Sequence[str]) -> UsageError:
+    """The error that a cache holds none of some things, with the command that fills it."""
+    wanted = " ".join(f"--{name} REF" for name in names)
+    return UsageError(
+        f"{root}: holds no {' and no '.join(names)}; fill it with: "
+        f"fractal-k8s cache fill --root {shlex.quote(str(root))} {wanted}"
+    )
 
 
 def option(shelf: Shelf) -> tuple[str, str]:
