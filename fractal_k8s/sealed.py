@@ -31,6 +31,9 @@ FILLING: Final = ".filling-"
 # what names of single files and folders begin with while they are on their way
 PART: Final = ".part-"
 
+# how the line begins that tells who has the lock
+WAITING: Final = "waiting for another process"
+
 _FORMAT: Final = 1
 # folders between a sealed folder and its files, at most
 _DEEPEST: Final = 3
@@ -334,7 +337,7 @@ def _locked(home: Path, tell: Callable[[str], None]) -> Iterator[bool]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            tell(f"waiting for another process to fill {home} ...")
+            tell(f"{WAITING} to fill {home} ...")
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError:  # some network file systems; names are unique, so that nothing breaks
             yield False

@@ -91,11 +91,16 @@ def staged(checkpoint: Path, target: Path, tell: Tell) -> Path:
         tell(f"not staged, {checkpoint} is read where it is: {error}")
         return checkpoint
     seconds = max(time.monotonic() - began, 1e-9)
-    what = "copied and compared" if len(lines) > 1 else "was there"
-    tell(
-        f"staged {checkpoint} to {target}: {what}, {size / 1e9:.3g} GB in {seconds:.1f} s "
-        f"({size / 1e9 / seconds:.2f} GB/s)"
-    )
+    if not lines:
+        what = f"was there, {size / 1e9:.3g} GB"
+    elif all(line.startswith(sealed.WAITING) for line in lines):
+        what = f"copied by another process, {size / 1e9:.3g} GB after {seconds:.1f} s"
+    else:
+        what = (
+            f"copied and compared, {size / 1e9:.3g} GB in {seconds:.1f} s "
+            f"({size / 1e9 / seconds:.2f} GB/s)"
+        )
+    tell(f"staged {checkpoint} to {target}: {what}")
     return target
 
 
