@@ -166,22 +166,15 @@ def test_what_a_killed_download_has_left_goes_too(tmp_path: Path) -> None:
 
 
 def test_a_prefix_of_many_objects_is_a_model_whatever_else_lies_there(
-    golden: Path, moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    golden: Path, s3_client: Any, tmp_path: Path
 ) -> None:
-    import boto3
-
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", moto)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    client: Any = boto3.client("s3", endpoint_url=moto)
-    client.create_bucket(Bucket="many")
+    s3_client.create_bucket(Bucket="many")
     for name in ("checkpoints", "tokenizer"):
         for file in (golden / name).iterdir():
-            client.upload_file(str(file), "many", f"d4/{name}/{file.name}")
+            s3_client.upload_file(str(file), "many", f"d4/{name}/{file.name}")
 
     def put(name: str, body: bytes = b"") -> None:
-        client.put_object(Bucket="many", Key=f"d4/{name}", Body=body)
+        s3_client.put_object(Bucket="many", Key=f"d4/{name}", Body=body)
 
     for name in ("", "checkpoints/optim_000300_rank0.pt", "checkpoints/OPTIM 000300 é.pt"):
         put(name)

@@ -354,18 +354,9 @@ def test_data_that_are_no_conversations_are_refused(run: Run, tmp_path: Path) ->
     assert not Path("c").exists()  # it was made for nothing
 
 
-def test_a_data_set_of_a_bucket_is_kept(
-    run: Run, golden: Path, moto: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import boto3
-
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", moto)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    client: Any = boto3.client("s3", endpoint_url=moto)
-    client.create_bucket(Bucket="data")
-    client.upload_file(str(golden / "conversations.jsonl"), "data", "sets/mine.jsonl")
+def test_a_data_set_of_a_bucket_is_kept(run: Run, golden: Path, s3_client: Any) -> None:
+    s3_client.create_bucket(Bucket="data")
+    s3_client.upload_file(str(golden / "conversations.jsonl"), "data", "sets/mine.jsonl")
     run("cache", "fill", "--root", "c", "--dataset", "conversations:s3://data/sets/mine.jsonl")
     assert file_sha256(Path("c/dataset/train.jsonl")) == file_sha256(golden / "conversations.jsonl")
 

@@ -92,20 +92,13 @@ def model(golden: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bucket(moto: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+def bucket(s3_client: Any, model: Path) -> Callable[[], Any]:
     """A bucket with the golden model below d4/."""
-    import boto3
-
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", moto)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    client: Any = boto3.client("s3", endpoint_url=moto, region_name="us-east-1")
-    client.create_bucket(Bucket="models")
+    s3_client.create_bucket(Bucket="models")
     for path in model.rglob("*"):
         if path.is_file():
-            client.upload_file(str(path), "models", f"d4/{path.relative_to(model)}")
-    return lambda: client
+            s3_client.upload_file(str(path), "models", f"d4/{path.relative_to(model)}")
+    return lambda: s3_client
 
 
 # --- references ---
@@ -168,6 +161,42 @@ def test_what_moves_is_resolved_fetched_and_verified(
     before = weights.downloads()
     assert fill(tmp_path / "model", model_goods(given), quiet) == seal
     assert weights.downloads() == before  # nothing was fetched twice
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "first", "second"),
+    [
+        pytest.param("wandb:team/llm/sft:", "latest", "v7", "v8", id="wandb"),
+        pytest.param("hf:team/d4@", "main", COMMIT, "d" * 40, id="hub"),
+    ],
+)
+def test_what_has_moved_between_two_fills_is_refused(
+    place: str, name: str, first: str, second: str, weights: Weights, model: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    seal = fill(home, model_goods(place + name), quiet)
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    meta = other / "checkpoints/meta_000300.json"
+    meta.write_text(meta.read_text().replace("300", "301"))
+    weights.versions |= {"v8": other, "latest": other}
+    weights.revisions, weights.commits["d" * 40] = {"main": "d" * 40}, other
+    with pytest.raises(UsageError, match=f"holds {place}{first}, not {place}{second}, and"):
+        fill(home, model_goods(place + name), quiet)
+    assert fill(home, model_goods(place + first), quiet) == seal
+    assert fill(home, model_goods(place + name), quiet, replace=True).resolved == place + second
+
+
+def test_an_object_that_changes_while_it_is_read_is_named(
+    bucket: Callable[[], Any], model: Path, tmp_path: Path
+) -> None:
+    goods = model_goods("s3://models/d4")
+    data = bytearray((model / MODEL).read_bytes())
+    data[999] ^= 1
+    bucket().put_object(Bucket="models", Key=f"d4/{MODEL}", Body=bytes(data))
+    with pytest.raises(CorruptError, match=f"{MODEL} was changed while it was read"):
+        fill(tmp_path / "model", goods, quiet)
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_bucket_is_resolved_to_what_its_objects_hold(
