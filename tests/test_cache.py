@@ -493,6 +493,19 @@ def test_a_worker_refuses_the_claim_of_other_data(worker: Any, root: Path) -> No
     assert f"{root}/dataset holds {held}, sha256 {seal.digest[:12]}..." in done.stdout
 
 
+@pytest.mark.parametrize("name", ["model/checkpoints/meta_000300.json", "dataset/train.jsonl"])
+def test_a_worker_refuses_a_claim_whose_bytes_have_changed(
+    name: str, worker: Any, root: Path
+) -> None:
+    path = root / name
+    text = path.read_text()
+    path.write_text(text.replace("2.2", "2.3", 1) if "meta" in name else text.replace("a", "b"))
+    done = worker("/cache/model")
+    assert done.returncode == EXIT_CORRUPT
+    assert "the folder was filled with" in done.stderr
+    assert not [*root.parent.glob("runs/*/outcomes/**/*.parquet")]
+
+
 @pytest.mark.parametrize(
     ("held", "wanted", "fits"),
     [
