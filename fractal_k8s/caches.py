@@ -120,8 +120,7 @@ def problems(shelf: Shelf) -> list[str]:
         f"{shelf.home / name}: no fill has put it there; move it away"
         for name in sealed.strangers(shelf.home, shelf.seal)
     ]
-    ready = sealed.read_ready(shelf.home)
-    if ready and ready.get("digest") != shelf.seal.digest:
+    if sealed.are_at_odds(shelf.home, shelf.seal):
         found.append(
             f"{shelf.home}: {sealed.READY} and {sealed.MANIFEST} are of different contents"
         )

@@ -51,6 +51,8 @@ def prepare_environment() -> None:
 GPUS_VARIABLE: Final = "FRACTAL_K8S_GPUS"
 # Tag of the deal (`sweep.deal.Deal.tag`) that a Job was made for.
 DEAL_VARIABLE: Final = "FRACTAL_K8S_DEAL"
+# Address of a chat's webhook, for messages about sweeps.
+WEBHOOK_VARIABLE: Final = "FRACTAL_K8S_WEBHOOK"
 
 
 def given_gpus() -> int:

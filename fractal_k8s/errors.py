@@ -25,6 +25,7 @@ failure).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Final
@@ -37,6 +38,11 @@ EXIT_HUNG: Final = 70
 EXIT_RETRY: Final = 75
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as a shell reports it
 EXIT_TERMINATED: Final = 143  # 128 + SIGTERM, after a clean flush
+
+# what follows the path of an address
+_QUERY: Final = re.compile(r"\?[^\s'\")>]*=[^\s'\")>]*")
+# of what another program says
+_MOST_QUOTED: Final = 400
 
 
 class FractalError(Exception):
@@ -145,6 +151,12 @@ class NotReadyError(RetryError):
     """
 
     worker_code = EXIT_NOT_READY
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what lets whoever knows a signed address read a file."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return _QUERY.sub("?...", lines[0])[:_MOST_QUOTED]
 
 
 def unreadable(path: Path, error: OSError) -> FractalError:

@@ -18,8 +18,8 @@ import urllib.error
 import urllib.request
 from typing import Final
 
-# from a Secret, where this runs in a pod
-VARIABLE: Final = "FRACTAL_K8S_WEBHOOK"
+from fractal_k8s.environ import WEBHOOK_VARIABLE
+
 _SECONDS: Final = 10.0
 _TRIES: Final = 2
 # of a server that wants to be left alone for a while; a longer one is for the next pass
@@ -28,7 +28,7 @@ _MOST_PAUSE_S: Final = 30.0
 
 def is_wanted() -> bool:
     """Whether there is an address to send messages to."""
-    return bool(os.environ.get(VARIABLE))
+    return bool(os.environ.get(WEBHOOK_VARIABLE))
 
 
 def send(text: str, *, seconds: float = _SECONDS) -> str | None:
@@ -37,9 +37,9 @@ def send(text: str, *, seconds: float = _SECONDS) -> str | None:
     Args:
         seconds: how long the server may take to answer each of two tries.
     """
-    url = os.environ.get(VARIABLE, "").strip()
+    url = os.environ.get(WEBHOOK_VARIABLE, "").strip()
     if not url.lower().startswith(("http://", "https://")):
-        return f"{VARIABLE} is no http:// or https:// address"
+        return f"{WEBHOOK_VARIABLE} is no http:// or https:// address"
     # Slack takes these three characters for markup
     data = json.dumps({"text": html.escape(text, quote=False)}).encode()
     reason = ""

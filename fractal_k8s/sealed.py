@@ -31,7 +31,12 @@ FILLING: Final = ".filling-"
 # what names of single files and folders begin with while they are on their way
 PART: Final = ".part-"
 
+# how the line begins that tells who has the lock
+WAITING: Final = "waiting for another process"
+
 _FORMAT: Final = 1
+# folders between a sealed folder and its files, at most
+_DEEPEST: Final = 3
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # tries to open a lock while others remove its folder
 _OPENINGS: Final = 5
@@ -111,7 +116,7 @@ def read_seal(home: Path) -> Seal | None:
             str(name): FileFacts(int(facts["size"]), str(facts["sha256"]))
             for name, facts in content["files"].items()
         }
-        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+        if any(Path(n).is_absolute() or ".." in Path(n).parts or "\0" in n for n in files):
             raise ValueError("a file outside of the folder")
         return Seal(
             **{key: str(content[key]) for key in ("kind", "source", "resolved", "digest")},
@@ -123,8 +128,19 @@ def read_seal(home: Path) -> Seal | None:
         return None
     except OSError as error:
         raise CorruptError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CorruptError(f"{path}: damaged; fill the folder again") from None
+
+
+def noted_facts(path: Path) -> FileFacts | None:
+    """What the seal of the folder that a file lies in, or one of those above, says of the file."""
+    for home in path.parents[:_DEEPEST]:
+        with contextlib.suppress(CorruptError):
+            seal = read_seal(home)
+            name = path.relative_to(home).as_posix()
+            if seal is not None and name in seal.files:
+                return seal.files[name]
+    return None
 
 
 def with_file(home: Path, name: str, facts: FileFacts) -> Seal:
@@ -158,9 +174,15 @@ def read_ready(home: Path) -> dict[str, Any] | None:
         content = json.loads((home / READY).read_bytes() or b"{}")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def are_at_odds(home: Path, seal: Seal) -> bool:
+    """Whether `READY` says something else than the seal; one that was made by hand says nothing."""
+    ready = read_ready(home)
+    return bool(ready) and ready != seal.ready
 
 
 def read_whole(home: Path) -> Seal | None:
@@ -315,7 +337,7 @@ def _locked(home: Path, tell: Callable[[str], None]) -> Iterator[bool]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            tell(f"waiting for another process to fill {home} ...")
+            tell(f"{WAITING} to fill {home} ...")
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError:  # some network file systems; names are unique, so that nothing breaks
             yield False

@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from standin.serving import running
+
 # kind of a fault -> status and S3's code for it
 ANSWERS = {
     "slow down": (503, "SlowDown"),
@@ -68,17 +70,13 @@ class FaultyProxy:
         class Handler(_Handler):
             owner = proxy
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-
-    @property
-    def url(self) -> str:
-        host, port = self._server.server_address[:2]
-        return f"http://{host!s}:{port}"
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{server.server_port}"
+        self._running = running(server)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._running.__enter__()
         return self
 
     def __exit__(
@@ -87,8 +85,7 @@ class FaultyProxy:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._running.__exit__(kind, error, trace)
 
     def plan(self, method: str, path: str) -> str:
         """The kind of the fault that this request meets, or ""."""

@@ -13,10 +13,10 @@ import pytest
 from conftest import Run
 from fractal_k8s.backends.kube.connection import connect
 from fractal_k8s.backends.kube.jobs import ended_jobs, jobs_of
+from fractal_k8s.environ import WEBHOOK_VARIABLE
 from fractal_k8s.manifest import labels
-from fractal_k8s.manifest.aggregator import WEBHOOK, aggregator_name
+from fractal_k8s.manifest.aggregator import aggregator_name
 from fractal_k8s.manifest.render import INTERRUPTIBLE
-from fractal_k8s.notify import VARIABLE
 from rendering import KINDS, docvqa, rendered, validate
 from standin.deletion import collect_orphans
 from test_dispatch import Place, launched, make_place, train_some, wait_for
@@ -102,12 +102,11 @@ def test_it_reads_secrets_by_name_and_mounts_the_store_alone() -> None:
         for entry in container_of(body)["env"]
         if "valueFrom" in entry
     }
-    assert references[WEBHOOK] == {"name": "chat", "key": "url"}
+    assert references[WEBHOOK_VARIABLE] == {"name": "chat", "key": "url"}
     assert references["AWS_SECRET_ACCESS_KEY"] == {"name": "keys", "key": "AWS_SECRET_ACCESS_KEY"}
     assert references["WANDB_API_KEY"] == {"name": "wandb", "key": "WANDB_API_KEY"}
     claims = [volume for volume in pod_of(body)["volumes"] if "persistentVolumeClaim" in volume]
     assert [volume["name"] for volume in claims] == ["store"]
-    assert WEBHOOK == VARIABLE  # the manifest knows nothing of who reads it
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ ALLOWED = {
     "results": {"sweep", "buckets"},
     "models": set(),
     "data": {"sealed"},
-    "checkpoints": {"references", "sealed", "buckets"},
+    "checkpoints": {"models", "references", "sealed", "buckets"},
     "caches": {"checkpoints", "data", "references", "sealed"},
     "train": {
         "sweep",
@@ -51,12 +51,12 @@ ALLOWED = {
         "termination",
         "tracking",
     },
-    "manifest": {"sweep", "buckets"},
+    "manifest": {"sweep", "buckets", "environ"},
     "backends": {"manifest", "worker", "results", "sweep", "stopping"},
     "analysis": {"results", "sweep"},
     "report": {"analysis", "results", "sweep"},
     "aggregate": {"results", "analysis", "report", "sweep", "tracking", "notify"},
-    "notify": set(),
+    "notify": {"environ"},
     "repro": {"aggregate", "backends", "results", "sweep"},
     "dispatch": {
         "aggregate",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -157,6 +158,9 @@ def test_a_newer_model_that_was_put_into_a_cache_is_not_taken(
     [
         pytest.param("own", None, "cut short", EXIT_CORRUPT, id="no READY"),
         pytest.param(None, "own", "ready, filled by other means", EXIT_CORRUPT, id="no manifest"),
+        pytest.param(None, "hand", "ready, filled by other means", EXIT_CORRUPT, id="by hand"),
+        pytest.param("cut", "hand", "damaged", EXIT_CORRUPT, id="half a manifest, by hand"),
+        pytest.param("own", "source", "ready", EXIT_CORRUPT, id="READY of another source"),
         pytest.param("own", "other", "ready", EXIT_CORRUPT, id="READY of another model"),
         pytest.param("cut", "own", "damaged", EXIT_CORRUPT, id="half a manifest"),
     ],
@@ -180,12 +184,19 @@ def test_what_does_not_fit_together_is_not_whole(
         mark.unlink()
     elif ready == "other":
         mark.write_text(mark.read_text().replace('"digest": "', '"digest": "0'))
+    elif ready == "source":
+        mark.write_text(mark.read_text().replace('"source": "', '"source": "/x'))
+    elif ready == "hand":
+        mark.write_text("")
     told = json.loads(run("cache", "status", "--root", str(root), "--json").stdout)["caches"]
     assert told[0]["state"] == state
-    run("cache", "verify", "--root", str(root), code=code)
+    told_wrong = run("cache", "verify", "--root", str(root), code=code).output
     fill = ("cache", "fill", "--root", str(root), "--model", str(golden))
-    if state in ("cut short", "ready"):
-        assert "fetching" not in run(*fill).output  # every file is there
+    mends = f"mend it with: fractal-k8s {' '.join(fill)}\n"
+    assert (mends in told_wrong) == (ready != "hand" and state != "cut short")
+    if ready != "hand":
+        said = run(*fill).output
+        assert ("fetching" in said) == (manifest != "own")  # else every file is known to be there
     else:
         assert "filled by other means" in run(*fill, code=2).output
         run(*fill, "--replace")
@@ -223,6 +234,7 @@ def test_an_exact_reference_that_is_there_is_not_asked_for(run: Run, root: Path)
     assert seal is not None
     held = Seal(**{**vars(seal), "resolved": "hf:a/b@" + "0" * 40})
     sealed.write_manifest(root / "model", held)
+    sealed.write_ready(root / "model", held)
     assert (
         "fetching" not in run("cache", "fill", "--root", str(root), "--model", held.resolved).output
     )
@@ -283,10 +295,8 @@ def test_a_fill_ends_with_the_command_that_trains_on_it(
     fill = ("cache", "fill", "--root", "a cache", "--model", str(golden))
     assert "launch --checkpoint 'a cache/model'\n" in run(*fill).output
     data = ("--dataset", f"conversations:{golden}/conversations.jsonl")
-    end = (
-        "launch --checkpoint 'a cache/model' --dataset 'conversations:a cache/dataset/train.jsonl'"
-    )
-    assert run(*fill, *data).output.endswith(f"{end}\n")
+    end = "train with it: fractal-k8s launch --cache 'a cache'\n"
+    assert run(*fill, *data).output.endswith(end)
     preset = ("launch", "--preset", "tiny", "--checkpoint")
     assert f"of a cache give {Path.cwd()}/a cache/model" in run(*preset, "a cache", code=2).output
     monkeypatch.setenv("FRACTAL_K8S_TERMINATION_LOG", "log")
@@ -322,7 +332,7 @@ def test_a_fill_that_was_cut_short_is_told_from_one_that_goes_on(
         pytest.param(["fill", "--root", "", "--model", "x"], "is empty; name a folder", id="root"),
         pytest.param(["verify", "--root", ""], "is empty; name a folder", id="an empty root"),
         pytest.param("status", "give --root DIR, or --context", id="which"),
-        pytest.param("verify --root c", "holds no cache", id="nothing to verify"),
+        pytest.param("verify --root c", "fill --root c --model REF --dataset REF", id="nothing"),
         pytest.param("status --root c --context x", "leave out --context", id="both"),
     ],
 )
@@ -344,18 +354,9 @@ def test_data_that_are_no_conversations_are_refused(run: Run, tmp_path: Path) ->
     assert not Path("c").exists()  # it was made for nothing
 
 
-def test_a_data_set_of_a_bucket_is_kept(
-    run: Run, golden: Path, moto: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import boto3
-
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", moto)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    client: Any = boto3.client("s3", endpoint_url=moto)
-    client.create_bucket(Bucket="data")
-    client.upload_file(str(golden / "conversations.jsonl"), "data", "sets/mine.jsonl")
+def test_a_data_set_of_a_bucket_is_kept(run: Run, golden: Path, s3_client: Any) -> None:
+    s3_client.create_bucket(Bucket="data")
+    s3_client.upload_file(str(golden / "conversations.jsonl"), "data", "sets/mine.jsonl")
     run("cache", "fill", "--root", "c", "--dataset", "conversations:s3://data/sets/mine.jsonl")
     assert file_sha256(Path("c/dataset/train.jsonl")) == file_sha256(golden / "conversations.jsonl")
 
@@ -492,6 +493,18 @@ def test_a_worker_refuses_the_claim_of_other_data(worker: Any, root: Path) -> No
     assert f"{root}/dataset holds {held}, sha256 {seal.digest[:12]}..." in done.stdout
 
 
+@pytest.mark.parametrize("name", ["model/checkpoints/meta_000300.json", "dataset/train.jsonl"])
+def test_a_worker_refuses_a_claim_whose_bytes_have_changed(
+    name: str, worker: Any, root: Path
+) -> None:
+    path = root / name
+    path.write_text(path.read_text().replace("2.2", "2.3").replace("What", "Whet"))
+    done = worker("/cache/model")
+    assert done.returncode == EXIT_CORRUPT
+    assert "the folder was filled with" in done.stderr
+    assert not [*root.parent.glob("runs/*/outcomes/**/*.parquet")]
+
+
 @pytest.mark.parametrize(
     ("held", "wanted", "fits"),
     [
@@ -519,7 +532,8 @@ def test_weights_are_staged_once_and_only_whole(root: Path, tmp_path: Path) -> N
     target = tmp_path / "stage"
     assert staged(root / "model", target, said.append) == target
     assert staged(root / "model", target, said.append) == target
-    assert ["copied and compared" in line for line in said] == [True, False]
+    assert re.search(r": copied and compared, \S+ GB in \S+ s \(\S+ GB/s\)$", said[0])
+    assert re.search(r": was there, \S+ GB$", said[1])
     assert find_checkpoint(target).digest() == find_checkpoint(root / "model").digest()
     flip(root / "model/checkpoints/model_000300.pt")
     with pytest.raises(CorruptError, match="arrives damaged"):

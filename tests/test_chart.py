@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shlex
@@ -9,6 +10,7 @@ import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import kubernetes_validate
 import pytest
@@ -69,7 +71,9 @@ each_file = pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem
 
 @each_file
 def test_lint_is_content(each_helm: Helm, values: Path) -> None:
-    assert "0 chart(s) failed" in each_helm("lint", "--strict", CHART, "-f", values)
+    said = each_helm("lint", "--strict", CHART, "-f", values)
+    assert "0 chart(s) failed" in said
+    assert "[" not in said  # nor is anything recommended, such as an icon
 
 
 def test_lint_is_content_without_values(each_helm: Helm) -> None:
@@ -312,6 +316,9 @@ def test_the_version_of_the_program_is_the_chart_s() -> None:
     about = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert about["appVersion"] == fractal_k8s.__version__
     assert re.fullmatch(r"\d+\.\d+\.\d+", about["version"])
+    kind, _, icon = about["icon"].partition(",")
+    assert kind == "data:image/svg+xml;base64"
+    assert ElementTree.fromstring(base64.b64decode(icon, validate=True)).get("viewBox")
 
 
 # --- the site's settings ---

@@ -13,6 +13,7 @@ import yaml
 
 from cluster.place import wait_for
 from conftest import Run
+from fractal_k8s import sealed
 from fractal_k8s.aggregate import read_grid
 from fractal_k8s.errors import EXIT_NOT_READY
 from fractal_k8s.manifest import labels
@@ -373,11 +374,18 @@ def test_a_damaged_cache_is_mended_with_one_command(
     damaged = volumes["fractal-dataset"] / "train.jsonl"
     whole = damaged.read_bytes()
     damaged.write_bytes(whole.replace(b"a", b"b"))
+    (volumes["fractal-dataset"] / "READY").write_text('{"digest": "of something else"}\n')
+    (volumes["fractal-model"] / "MANIFEST.json").unlink()
     again = ("--set", "fill.again=2")
     helm.on_cluster("upgrade", RELEASE, CHART, "-f", values, *options, *again)
     (job,) = fills(standin)
     assert job_ended(standin, job) == "Complete"
     assert damaged.read_bytes() == whole
+    for home in (volumes["fractal-model"], volumes["fractal-dataset"]):
+        seal = sealed.read_whole(home)
+        assert seal is not None
+        assert sealed.damage(home, seal) == {}
+        assert not sealed.are_at_odds(home, seal)
 
 
 def test_a_hook_fills_before_helm_returns_and_can_be_asked_later(

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from fractal_k8s import sealed
+from fractal_k8s import caches, sealed
 from fractal_k8s.data.docvqa import PUBLISHED_ROWS, hub_set, refuse_other_data
 from fractal_k8s.data.hub import commit_of, translated
-from fractal_k8s.data.splits import Origin, written
+from fractal_k8s.data.splits import Origin, line_of, written
 from fractal_k8s.errors import CorruptError, RetryError, UsageError
 from fractal_k8s.sealed import Seal, file_sha256
 from fractal_k8s.sweep.definition import Sweep
@@ -253,6 +253,59 @@ def test_what_says_what_a_copy_holds_is_mended(
     assert code == 0, said
     assert (folder / "READY").read_bytes() == ready
     assert damage(folder) == {}
+
+
+def filled(folder: Path) -> None:
+    """Fills a folder as `docvqa@v1` of the hub does."""
+    folder.mkdir(parents=True)
+    with written(folder, alone=True) as writing:
+        for split, count in (("train", 12), ("validation", 3)):
+            writing.write(split, map(line_of, chats(count)))
+        writing.finish(Origin("docvqa@v1", f"{NANOCHAT}@{COMMIT}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        pytest.param("READY", "digest", "0" * 64, id="READY: digest"),
+        pytest.param("READY", "source", "docvqa@v2", id="READY: source"),
+        pytest.param("READY", "resolved", f"{NANOCHAT}@{'f' * 40}", id="READY: commit"),
+        pytest.param("MANIFEST.json", "digest", "0" * 64, id="digest"),
+        pytest.param("MANIFEST.json", "source", "mine", id="source"),
+        pytest.param("MANIFEST.json", "resolved", "nothing", id="no commit"),
+        pytest.param("MANIFEST.json", "rows", None, id="rows"),
+    ],
+)
+def test_what_was_changed_by_hand_is_made_again(
+    name: str, key: str, value: str | None, hub: Hub, commands: Run, tmp_path: Path
+) -> None:
+    home = tmp_path / "cache/dataset"
+    filled(home)
+    before = (home / "READY").read_bytes()
+    inode = (home / "train.jsonl").stat().st_ino
+    content = json.loads((home / name).read_text())
+    (home / name).write_text(json.dumps({**content, key: value} if value else {"format": 1}))
+    assert [caches.problems(shelf) for shelf in caches.look(home.parent)][1] != []
+    again = download("docvqa@v1", "--to", str(home))
+    fill = ["cache", "fill", "--root", str(home.parent), "--dataset", "docvqa@v1"]
+    [(code, said), (whole, saying)] = commands(fill, again)
+    assert (code, whole) == (0, 0), said + saying
+    assert saying.startswith("whole already")
+    assert (home / "READY").read_bytes() == before
+    assert (home / "train.jsonl").stat().st_ino == inode  # readers have it open
+    assert [caches.problems(shelf) for shelf in caches.look(home.parent)][1] == []
+
+
+def test_another_data_set_that_is_whole_is_not_taken_for_a_changed_one(
+    hub: Hub, commands: Run, tmp_path: Path
+) -> None:
+    filled(tmp_path / "copy")
+    ready = tmp_path / "copy/READY"
+    ready.write_text(ready.read_text().replace("docvqa@v1", "docvqa@v2").replace('t": "', 't": "0'))
+    [(code, said)] = commands(download("docvqa@v2", "--to", str(tmp_path / "copy")))
+    assert code == 2
+    assert "holds docvqa@v1" in said
+    assert damage(tmp_path / "copy") == {}
 
 
 def test_a_copy_that_was_killed_half_way_is_finished_and_leaves_nothing(

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -22,9 +21,10 @@ from fractal_k8s.aggregate.announce import announce_failed, publish
 from fractal_k8s.aggregate.every import aggregate_all
 from fractal_k8s.aggregate.once import do_once
 from fractal_k8s.aggregate.until import JobsState, Watch, aggregate_until
-from fractal_k8s.environ import without_secrets
+from fractal_k8s.environ import WEBHOOK_VARIABLE, without_secrets
 from fractal_k8s.errors import IncompleteError
 from fractal_k8s.results.store import Store, SweepStore
+from standin.serving import running
 from test_aggregate import ALL, PLAN, SWEEP, folder, put
 from test_aggregate import passed as aggregated
 
@@ -67,13 +67,10 @@ class Chat:
 
 @pytest.fixture
 def chat(monkeypatch: pytest.MonkeyPatch) -> Iterator[Chat]:
-    running = Chat()
-    thread = threading.Thread(target=running.server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    monkeypatch.setenv(notify.VARIABLE, running.url)
-    yield running
-    running.server.shutdown()
-    running.server.server_close()
+    here = Chat()
+    monkeypatch.setenv(WEBHOOK_VARIABLE, here.url)
+    with running(here.server):
+        yield here
 
 
 def test_the_end_of_a_sweep_is_told_once(chat: Chat, folder: SweepStore, run: Run) -> None:
@@ -138,7 +135,7 @@ def test_old_sweeps_are_not_told_of_where_a_webhook_is_new(
     put(folder, ALL)
     typed = ("aggregate", "--all", "--store", folder.files.uri)
     with monkeypatch.context() as before:
-        before.delenv(notify.VARIABLE)
+        before.delenv(WEBHOOK_VARIABLE)
         run(*typed)
     a_week_ago = time.time() - 7 * 86_400
     for path in Path(folder.files.uri, SWEEP.id, "summary").iterdir():
@@ -263,7 +260,7 @@ def test_text_is_text_and_no_markup(chat: Chat) -> None:
 def test_a_secret_from_a_file_may_end_with_a_line(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(notify.VARIABLE, f"{chat.url}\n")
+    monkeypatch.setenv(WEBHOOK_VARIABLE, f"{chat.url}\n")
     assert notify.send("hello") is None
     assert "secret" not in without_secrets(f"posted to {chat.url}")
 
@@ -315,7 +312,7 @@ def test_a_server_that_hangs_is_left(chat: Chat) -> None:
     ],
 )
 def test_no_reason_holds_the_address(url: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(notify.VARIABLE, url)
+    monkeypatch.setenv(WEBHOOK_VARIABLE, url)
     assert notify.send("hello") == why
     assert "secret" not in without_secrets(f"posted to {url}")
 

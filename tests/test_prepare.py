@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import resource
@@ -23,7 +24,7 @@ from fractal_k8s import sealed
 from fractal_k8s.checkpoints.tokenizer import load_tokenizer
 from fractal_k8s.data.conversations import read_rows, render
 from fractal_k8s.data.matching import find_answer
-from fractal_k8s.data.pages import Page, page_files, read_pages
+from fractal_k8s.data.pages import Page, page_files, page_of, read_pages
 from fractal_k8s.data.prepare import (
     LONG_ANSWER,
     LONG_QUESTION,
@@ -372,6 +373,71 @@ def test_the_command_reports_and_its_files_train(
         *("--set", "training.tokens=1200", "--set", "training.max_seq_len=100"),
     )
     assert json.loads(trained.stdout)["coverage"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("value", "known"),
+    [
+        ("7", "7"),
+        (" 12 ", "12"),
+        (3, "3"),
+        (4.0, "4"),  # of a column of numbers with a hole
+        (math.nan, None),
+        ("", None),
+        (None, None),
+        ("iv", "iv"),
+        ("a\nb", "a b"),
+    ],
+)
+def test_page_numbers_of_several_types_are_read(value: Any, known: str | None) -> None:
+    row = scanned(0)
+    row["other_metadata"]["ucsf_document_page_no"] = value
+    assert page_of(row, "row 1").number == known
+
+
+@pytest.mark.parametrize("value", [True, [1], {"a": 1}, b"1"])
+def test_what_is_no_page_number_is_named(value: Any) -> None:
+    row = scanned(0)
+    row["other_metadata"]["ucsf_document_page_no"] = value
+    with pytest.raises(CorruptError, match=r"row 1: ucsf_document_page_no is .*, neither a text"):
+        page_of(row, "row 1")
+
+
+AWKWARD = (
+    *("\0", "\x1c", "\x85", "\u2028", "\ud800", "\ufeff", "\u202e", "\u200b", "e\u0301", "\ufb01"),
+    *("İ", "ß", "中文", "\U0010ffff", "👩\u200d👧", "<|bos|>", "\\n", '"', "___", ".*(", "\r\n\t"),
+)
+
+
+def test_texts_of_any_kind_give_whole_lines_within_the_limits(golden: Path, tmp_path: Path) -> None:
+    choose = random.Random(0).choices
+    plain = ("total", "12.50", "Page", "Question:", "R&D", "2,000")
+    rows = []
+    for number in range(60):
+        texts = [" ".join(choose((*AWKWARD, *plain), k=8)) for _ in range(number)] or ["one"]
+        words = " ".join(texts).split()
+        answers = [*[" ".join(words[k : k + 3]) for k in (0, 0, number)], "", *choose(AWKWARD)]
+        ocr = {"lines": [{"text": text} for text in texts]}
+        rows.append(scanned(number, image=None, answers=answers[number % 5 :], ocr_results=ocr))
+    source = tmp_path / "train.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = load_tokenizer(golden / "tokenizer")
+    splits = {"train": partial(read_pages, [source])}
+    report = prepare(
+        splits, Maker(lambda: tokenizer, Limits(300)), tmp_path / "out", Origin("x", "y"), print
+    ).facts["report"]["train"]
+    made = [
+        json.loads(line) for line in (tmp_path / "out/train.jsonl").read_bytes().split(b"\n")[:-1]
+    ]
+    assert len(made) == report["kept"] > 40
+    assert 0 < report["cut"] < report["kept"]
+    for row in made:
+        page, answer = (message["content"] for message in row["messages"])
+        ids = render(row["messages"], tokenizer).ids
+        assert row["metadata"]["tokens"] == len(ids) <= 300
+        assert 0 < len(answer) <= 150
+        if row["metadata"]["match"] == "exact":
+            assert " ".join(answer.split()).lower() in " ".join(page.split()).lower()
 
 
 @pytest.mark.parametrize(

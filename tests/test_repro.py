@@ -21,6 +21,7 @@ from fractal_k8s.errors import UsageError
 from fractal_k8s.repro import _plan_of, chosen_points, compose, first_places, sample_points
 from fractal_k8s.results import schema
 from fractal_k8s.results.certificate import certificate, compare, difference_of, fault_of
+from fractal_k8s.results.outcome import RESULT_COLUMNS
 from fractal_k8s.results.store import Store, SweepStore
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.deal import Deal, Dealt, representatives
@@ -276,7 +277,7 @@ ROW = {
     "probe_before": None,
     "probe_after": None,
     "node": None,
-    **{name: 0.5 for name in schema.RESULT_COLUMNS if name not in ("losses", "state")},
+    **{name: 0.5 for name in RESULT_COLUMNS if name not in ("losses", "state")},
 }
 NAN, INF = float("nan"), float("inf")
 

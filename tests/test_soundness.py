@@ -15,7 +15,7 @@ from fractal_k8s.errors import CorruptError
 from fractal_k8s.results import schema
 from fractal_k8s.results.attempt import Attempt
 from fractal_k8s.results.collect import collect
-from fractal_k8s.results.outcome import Environment
+from fractal_k8s.results.outcome import RESULT_COLUMNS, Environment
 from fractal_k8s.results.store import SweepStore
 from test_aggregate import PLAN, SWEEP, new_folder, outcome, put
 from test_results import NOON
@@ -139,7 +139,7 @@ def test_odd_rows_do_not_stop_a_pass(tmp_path: Path) -> None:
 
 def test_no_flipped_bit_changes_a_result() -> None:
     data = schema.to_bytes(sound())
-    names = (*schema.RESULT_COLUMNS, "i", "j", "numerics_class", "time", "seconds")
+    names = (*RESULT_COLUMNS, "i", "j", "numerics_class", "time", "seconds")
     expected = repr(read(data).select(names).to_pylist())
     for place in range(0, len(data), 7):
         flipped = bytearray(data)

@@ -11,10 +11,9 @@ import tiktoken
 import torch
 from torch import Tensor
 
-from fractal_k8s.checkpoints.tokenizer import FILE_NAME, SPECIAL_TOKENS, Tokenizer
+from fractal_k8s.checkpoints.tokenizer import BYTES_FILE_NAME, FILE_NAME, SPECIAL_TOKENS, Tokenizer
 from fractal_k8s.errors import UsageError
 
-BYTES_FILE_NAME: Final = "token_bytes.pt"
 MIN_VOCAB_SIZE: Final = 256 + len(SPECIAL_TOKENS)
 # as GPT-4's, but digits go in pairs: a small vocabulary has no room for a thousand triples
 _SPLIT_PATTERN: Final = (

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from fractal_k8s.buckets import open_s3
+from fractal_k8s.checkpoints.layout import may_be_part
 from fractal_k8s.checkpoints.listing import Blob, Listing
 from fractal_k8s.errors import CorruptError, RetryError, UsageError
 from fractal_k8s.references import Reference
@@ -18,13 +21,15 @@ if TYPE_CHECKING:
     from pyarrow import fs as pafs
 
 _CHUNK: Final = 1 << 24
+_ASKED_AT_ONCE: Final = 16
 _NO_RIGHTS: Final = ("ACCESS_DENIED", "INVALID_ACCESS", "SIGNATURE", "403", "credentials")
 
 
 def list_bucket(reference: Reference) -> Listing:
-    """The objects below a prefix, or the one object of that name.
+    """The objects below a prefix that may be parts of models, or the one object of that name.
 
-    The exact reference ends with 12 digits of the sha256 over their names, sizes and ETags.
+    The exact reference ends with 12 digits of the sha256 over their names, sizes and ETags: what
+    else is written beside them, such as optimizers' states, makes no other model of it.
 
     Raises:
         UsageError: there is nothing, it may not be read, or it is not what the reference says.
@@ -34,16 +39,19 @@ def list_bucket(reference: Reference) -> Listing:
 
     system = open_s3(reference.uri, reference.options)
     with _translated(reference):
-        infos = system.get_file_info([reference.place])
+        files = system.get_file_info([reference.place])
         root = reference.place
-        if infos[0].type == pafs.FileType.File:
+        if files[0].type == pafs.FileType.File:
             root = reference.place.rpartition("/")[0]
         else:
             infos = system.get_file_info(pafs.FileSelector(root, recursive=True))
-        files = [info for info in infos if info.type == pafs.FileType.File]
-        tags = {info.path: _tag(system, info.path) for info in files}
-    if not files:
-        raise UsageError(f"{reference.text}: holds nothing; check the prefix")
+            files = [info for info in infos if info.type == pafs.FileType.File]
+            if not files:
+                raise UsageError(f"{reference.text}: holds nothing; check the prefix")
+            files = [info for info in files if may_be_part(info.base_name)]
+        paths = [info.path for info in files]
+        with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:  # a listing of pyarrow's has no ETags
+            tags = dict(zip(paths, pool.map(functools.partial(_tag, system), paths), strict=True))
     content, blobs = hashlib.sha256(), {}
     for info in sorted(files, key=lambda info: info.path):
         path = info.path[len(root) + 1 :]

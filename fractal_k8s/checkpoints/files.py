@@ -10,12 +10,14 @@ import json
 import re
 import zipfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from fractal_k8s.checkpoints.tokenizer import FILE_NAME as TOKENIZER_FILE
 from fractal_k8s.errors import CorruptError, UsageError, unreadable
+from fractal_k8s.sealed import file_sha256, noted_facts
 
 # what an artifact holds side by side
 ARTIFACT_FOLDER: Final = "checkpoints"
@@ -32,6 +34,10 @@ class CheckpointFiles:
     tokenizer: Path
 
     @property
+    def paths(self) -> tuple[Path, Path, Path]:
+        return self.model, self.meta, self.tokenizer
+
+    @property
     def step(self) -> int:
         match = MODEL_FILE.fullmatch(self.model.name)
         assert match is not None  # `find_checkpoint` only takes such names
@@ -39,11 +45,17 @@ class CheckpointFiles:
 
     def digest(self) -> str:
         """sha256 over the contents of the three files, hex."""
-        total = hashlib.sha256()
-        for path in (self.model, self.meta, self.tokenizer):
-            with path.open("rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
-        return total.hexdigest()
+        return _digest_of(file_sha256(path) for path in self.paths)
+
+    def sealed_digest(self) -> str | None:
+        """`digest` as the seal of the folder that they lie in has it; None if none names them."""
+        facts = [noted for path in self.paths if (noted := noted_facts(path)) is not None]
+        return _digest_of(one.sha256 for one in facts) if len(facts) == len(self.paths) else None
+
+
+def _digest_of(sums: Iterable[str]) -> str:
+    """sha256 over several sha256, all in hex."""
+    return hashlib.sha256(b"".join(map(bytes.fromhex, sums))).hexdigest()
 
 
 def find_checkpoint(folder: Path) -> CheckpointFiles:
@@ -72,15 +84,22 @@ def find_checkpoint(folder: Path) -> CheckpointFiles:
         names = ", ".join(str(path) for path in candidates)
         raise UsageError(f"checkpoint {folder}: holds several, name one of them: {names}")
     home = candidates[0]
-    steps = [match for file in home.iterdir() if (match := MODEL_FILE.fullmatch(file.name))]
-    newest = max(steps, key=lambda match: int(match[1]))
-    meta = home / f"meta_{newest[1]}.json"
+    weights = [file.name for file in home.iterdir() if MODEL_FILE.fullmatch(file.name)]
+    newest = max(weights, key=newer)
+    meta = home / newest.replace("model_", "meta_").replace(".pt", ".json")
     if not meta.is_file():
         raise UsageError(
-            f"checkpoint {home / newest[0]}: its {meta.name} is missing; "
+            f"checkpoint {home / newest}: its {meta.name} is missing; "
             "copy it from where the weights come from"
         )
-    return CheckpointFiles(home / newest[0], meta, _find_tokenizer(home))
+    return CheckpointFiles(home / newest, meta, _find_tokenizer(home))
+
+
+def newer(name: str) -> tuple[int, str]:
+    """A key by which the weights of a later step come later; of one step always the same last."""
+    match = MODEL_FILE.fullmatch(name)
+    assert match is not None  # the caller has looked
+    return int(match[1]), name
 
 
 def _find_tokenizer(home: Path) -> Path:

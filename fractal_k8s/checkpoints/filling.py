@@ -142,7 +142,7 @@ def standing(home: Path, exact: str, tell: Tell, *, hashes: bool = True) -> Seal
         return None
     if others := mixed_in(home, seal):
         raise _stranger(home, others[0])
-    if (sealed.read_ready(home) or {}).get("digest", seal.digest) != seal.digest:
+    if sealed.are_at_odds(home, seal):
         return None
     if hashes:
         began = time.monotonic()
@@ -150,7 +150,22 @@ def standing(home: Path, exact: str, tell: Tell, *, hashes: bool = True) -> Seal
             return None
         seconds = time.monotonic() - began
         tell(f"{home}: whole, {_count(seal.files)}, {_size(seal.size)} compared in {seconds:.1f} s")
+    _tidy(home)
     return seal
+
+
+def _tidy(home: Path) -> None:
+    """Deletes what fills that were killed have left in a folder that is ready, if nobody is at it.
+
+    It may be as large as a model.
+    """
+    if any(home.glob(f"{sealed.FILLING}*")) and not sealed.is_being_filled(home):
+        with (
+            contextlib.suppress(UsageError, RetryError),  # such as: it can only be read
+            sealed.being_filled(home, lambda line: None) as alone,
+        ):
+            if alone:
+                sealed.drop_all(home.glob(f"{sealed.FILLING}*"))
 
 
 def mixed_in(home: Path, seal: Seal) -> list[str]:
@@ -168,21 +183,22 @@ def _stranger(home: Path, path: str) -> UsageError:
 
 def _refuse_others(home: Path, goods: Goods, replace: bool) -> None:
     """Refuses a folder that others may be reading, or that holds what nobody has sealed."""
-    seal = None
+    seal, ready = None, sealed.read_ready(home)
     with contextlib.suppress(CorruptError):
         seal = sealed.read_seal(home)
-    if sealed.read_ready(home) is not None and not replace:
-        if seal is None:
+    if ready is not None and not replace:
+        # a manifest that was lost is made anew, if READY names the same goods
+        if seal is None and ready.get("resolved") != goods.listing.exact:
             raise UsageError(
                 f"{home}: was filled by other means (it has {sealed.READY} and no usable "
                 f"{sealed.MANIFEST}); fill another folder, or give --replace"
             )
-        if seal.resolved != goods.listing.exact:
+        if seal is not None and seal.resolved != goods.listing.exact:
             raise UsageError(
                 f"{home}: holds {seal.resolved}, not {goods.listing.exact}, and workers may be "
                 "reading it; fill another folder (on a cluster another claim), or give --replace"
             )
-    known = seal.files if seal else ()
+    known = seal.files if seal else () if ready is None else goods.layout
     strangers = [path for path in _lying(home, goods.layout) if path not in known]
     if strangers and not replace:
         raise _stranger(home, strangers[0])
@@ -321,8 +337,8 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed and needed + _SPARE_BYTES > free:
         raise UsageError(
-            f"{folder.parent}: {_size(needed)} are to come and {_size(free)} are free; make room, "
-            "or fill another folder"
+            f"{folder.parent}: {_size(needed)} are to come and {_size(free)} are free, of which "
+            f"{_size(_SPARE_BYTES)} stay so; make room, or fill another folder"
         )
 
 

@@ -7,13 +7,12 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Final
 
-from fractal_k8s.checkpoints.files import ARTIFACT_FOLDER, MODEL_FILE, TOKENIZER_FOLDER
+from fractal_k8s.checkpoints.files import ARTIFACT_FOLDER, MODEL_FILE, TOKENIZER_FOLDER, newer
+from fractal_k8s.checkpoints.tokenizer import BYTES_FILE_NAME
 from fractal_k8s.checkpoints.tokenizer import FILE_NAME as TOKENIZER_FILE
 from fractal_k8s.errors import UsageError
 
 _META_FILE: Final = re.compile(r"meta_\d+\.json")
-# nanochat's table of bytes per token, which a tokenizer may come with
-_BESIDE: Final = "token_bytes.pt"
 
 
 def may_be_part(name: str) -> bool:
@@ -21,7 +20,7 @@ def may_be_part(name: str) -> bool:
     return (
         MODEL_FILE.fullmatch(name) is not None
         or _META_FILE.fullmatch(name) is not None
-        or name in (TOKENIZER_FILE, _BESIDE)
+        or name in (TOKENIZER_FILE, BYTES_FILE_NAME)
     )
 
 
@@ -38,7 +37,7 @@ def model_layout(paths: Iterable[str], source: str, folder: str = "") -> dict[st
     Raises:
         UsageError: there is no checkpoint, there are several, or a part is missing.
     """
-    known = {PurePosixPath(path) for path in paths}
+    known = {path for path in map(PurePosixPath, paths) if _lies_below(path)}
     weights = [
         path
         for path in known
@@ -50,7 +49,7 @@ def model_layout(paths: Iterable[str], source: str, folder: str = "") -> dict[st
     if len(homes) > 1:
         names = ", ".join(str(home) for home in homes)
         raise UsageError(f"{source}: holds several checkpoints ({names}); {_choose(source)}")
-    newest = max(weights, key=lambda path: int(MODEL_FILE.fullmatch(path.name)[1]))  # type: ignore[index]  # all match
+    newest = max(weights, key=lambda path: newer(path.name))
     step = newest.stem.removeprefix("model_")
     meta = newest.with_name(f"meta_{step}.json")
     if meta not in known:
@@ -58,9 +57,14 @@ def model_layout(paths: Iterable[str], source: str, folder: str = "") -> dict[st
     tokenizer = _tokenizer(newest.parent, known, source)
     layout = {f"{ARTIFACT_FOLDER}/{path.name}": str(path) for path in (newest, meta)}
     layout[f"{TOKENIZER_FOLDER}/{TOKENIZER_FILE}"] = str(tokenizer)
-    if (beside := tokenizer.with_name(_BESIDE)) in known:
-        layout[f"{TOKENIZER_FOLDER}/{_BESIDE}"] = str(beside)
+    if (beside := tokenizer.with_name(BYTES_FILE_NAME)) in known:
+        layout[f"{TOKENIZER_FOLDER}/{BYTES_FILE_NAME}"] = str(beside)
     return layout
+
+
+def _lies_below(path: PurePosixPath) -> bool:
+    """Whether a source's own name for a file leads nowhere else: who fetches may write to it."""
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _tokenizer(home: PurePosixPath, known: set[PurePosixPath], source: str) -> PurePosixPath:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +36,6 @@ class Listing:
     get: Callable[[Blob, Path], None]
     # the one that was asked for; the blobs are of the whole source
     folder: str = ""
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without what lets whoever knows a signed address read the file."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return re.sub(r"\?[^\s'\")]*", "?...", lines[0])
 
 
 def from_base64(digest: str) -> str:

@@ -20,8 +20,6 @@ from fractal_k8s.references import Reference, parse_reference
 from fractal_k8s.sealed import Seal
 
 STAGE: Final = "FRACTAL_K8S_STAGE"
-# folders between a file of a checkpoint and the cache that it lies in, at most
-_DEEPEST: Final = 3
 
 
 def refuse_mixed_in(folders: Sequence[Path]) -> None:
@@ -93,11 +91,16 @@ def staged(checkpoint: Path, target: Path, tell: Tell) -> Path:
         tell(f"not staged, {checkpoint} is read where it is: {error}")
         return checkpoint
     seconds = max(time.monotonic() - began, 1e-9)
-    what = "copied and compared" if len(lines) > 1 else "was there"
-    tell(
-        f"staged {checkpoint} to {target}: {what}, {size / 1e9:.3g} GB in {seconds:.1f} s "
-        f"({size / 1e9 / seconds:.2f} GB/s)"
-    )
+    if not lines:
+        what = f"was there, {size / 1e9:.3g} GB"
+    elif all(line.startswith(sealed.WAITING) for line in lines):
+        what = f"copied by another process, {size / 1e9:.3g} GB after {seconds:.1f} s"
+    else:
+        what = (
+            f"copied and compared, {size / 1e9:.3g} GB in {seconds:.1f} s "
+            f"({size / 1e9 / seconds:.2f} GB/s)"
+        )
+    tell(f"staged {checkpoint} to {target}: {what}")
     return target
 
 
@@ -117,9 +120,5 @@ def _as_goods(checkpoint: Path) -> Goods:
 
 def _sealed_blob(blob: Blob, path: Path) -> Blob:
     """A file with the sum that a cache's seal has of it, if it lies in one."""
-    for home in path.parents[:_DEEPEST]:
-        seal = _model_seal(home)
-        facts = seal.files.get(path.relative_to(home).as_posix()) if seal else None
-        if facts is not None:
-            return Blob(blob.path, facts.size, "sha256", facts.sha256)
-    return blob
+    facts = sealed.noted_facts(path)
+    return blob if facts is None else Blob(blob.path, facts.size, "sha256", facts.sha256)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fractal_k8s.checkpoints.files import CheckpointFiles, check_sums, read_config
 from fractal_k8s.errors import CorruptError, RetryError, unreadable
+from fractal_k8s.models.gpt import GPT, config_from_dict
 
 # Scalars that newer releases multiply the residual stream with; at these values they do nothing.
 _NEUTRAL_EXTRAS = {"resid_lambdas": 1.0, "x0_lambdas": 0.0}
@@ -35,24 +36,70 @@ def load_weights(files: CheckpointFiles, *, mapped: bool = False) -> Weights:
         CorruptError: a file is damaged, truncated, or not a nanochat checkpoint.
     """
     config = read_config(files)
-    check_sums(files.model)
-    try:
-        loaded = torch.load(files.model, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError:
-        raise CorruptError(
-            f"{files.model}: holds more than tensors, which is not opened; save the weights alone"
-        ) from None
-    except OSError as error:
-        raise unreadable(files.model, error) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        if _is_short_of_memory(error):
-            raise RetryError(f"{files.model}: no memory is left to read it") from None
-        raise CorruptError(f"{files.model}: damaged or truncated; get a whole copy of it") from None
+    loaded = _load(files.model, mapped=mapped)
     if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
         raise CorruptError(f"{files.model}: not a table of tensors")
     tensors = {str(name).removeprefix("_orig_mod."): tensor for name, tensor in loaded.items()}
     _drop_neutral_extras(tensors, files.model)
     return Weights(tensors, config)
+
+
+def load_table(path: Path) -> list[int]:
+    """A one-dimensional table of whole numbers.
+
+    Raises:
+        CorruptError: it is damaged, or something else.
+    """
+    table = _load(path)
+    if not isinstance(table, Tensor) or table.dim() != 1 or table.is_floating_point():
+        raise CorruptError(f"{path}: not a table of whole numbers")
+    return [int(number) for number in table.tolist()]
+
+
+def _load(path: Path, *, mapped: bool = False) -> Any:
+    """What a file of torch holds, if that is tensors only, and all of it is whole."""
+    check_sums(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError:
+        raise CorruptError(
+            f"{path}: holds more than tensors, which is not opened; save the weights alone"
+        ) from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        if _is_short_of_memory(error):
+            raise RetryError(f"{path}: no memory is left to read it") from None
+        raise CorruptError(f"{path}: damaged or truncated; get a whole copy of it") from None
+
+
+def build_model(
+    files: CheckpointFiles,
+    weights: Weights,
+    *,
+    compute_dtype: torch.dtype,
+    gradient_checkpointing: bool = False,
+) -> GPT:
+    """The model that a checkpoint describes, around its tensors.
+
+    Raises:
+        CorruptError: its description is of no model that this release knows, or of another one.
+    """
+    try:
+        config = config_from_dict(weights.model_config)
+    except ValueError as error:
+        raise CorruptError(
+            f"{files.meta}: model_config {error}; this release reads nanochat 8f979a8's"
+        ) from None
+    try:
+        return GPT.from_weights(
+            config,
+            weights.tensors,
+            compute_dtype=compute_dtype,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+    except ValueError as error:
+        raise CorruptError(f"{files.model}: does not fit {files.meta.name}: {error}") from None
 
 
 def _is_short_of_memory(error: Exception) -> bool:

@@ -10,7 +10,7 @@ from fractal_k8s.checkpoints.filling import Goods
 from fractal_k8s.checkpoints.folder_source import list_folder
 from fractal_k8s.checkpoints.layout import model_layout
 from fractal_k8s.checkpoints.listing import Listing
-from fractal_k8s.checkpoints.tokenizer import load_tokenizer
+from fractal_k8s.checkpoints.tokenizer import BYTES_FILE_NAME, FILE_NAME, Tokenizer, load_tokenizer
 from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.references import Reference, parse_reference
 
@@ -65,10 +65,12 @@ def check_model(folder: Path) -> str:
     """The digest of a folder's checkpoint, after checking that its parts are whole and fit.
 
     Raises:
-        CorruptError: the weights are damaged or more than tensors, or the tokenizer is another
-            model's.
+        CorruptError: the weights are damaged, more than tensors or not those that are described,
+            or the tokenizer is another model's.
     """
-    from fractal_k8s.checkpoints.nanochat import load_weights  # loads torch
+    import torch
+
+    from fractal_k8s.checkpoints.nanochat import build_model, load_weights
 
     files = find_checkpoint(folder)
     config = read_config(files)
@@ -78,5 +80,17 @@ def check_model(folder: Path) -> str:
             f"{files.tokenizer.name} has {tokenizer.vocab_size:,} tokens, {files.model.name} was "
             f"trained with {config.get('vocab_size')}; give the tokenizer that belongs to it"
         )
-    load_weights(files, mapped=True)
+    _check_table(files.tokenizer.with_name(BYTES_FILE_NAME), tokenizer)
+    build_model(files, load_weights(files, mapped=True), compute_dtype=torch.float32)
     return files.digest()
+
+
+def _check_table(path: Path, tokenizer: Tokenizer) -> None:
+    """Compares a tokenizer with nanochat's table of bytes per token, if there is one beside it."""
+    from fractal_k8s.checkpoints.nanochat import load_table
+
+    if path.is_file() and not tokenizer.has_sizes(load_table(path)):
+        raise CorruptError(
+            f"{path}: is the table of another tokenizer than {FILE_NAME} beside it; give the "
+            "tokenizer that belongs to the weights, with its table or without one"
+        )

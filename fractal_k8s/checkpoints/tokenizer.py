@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import pickle
@@ -24,6 +25,8 @@ SPECIAL_TOKENS: Final = (
     "<|output_end|>",
 )
 FILE_NAME: Final = "tokenizer.pkl"
+# nanochat's table of bytes per token, which may lie beside it
+BYTES_FILE_NAME: Final = "token_bytes.pt"
 
 
 class Tokenizer:
@@ -45,6 +48,22 @@ class Tokenizer:
 
     def decode(self, ids: list[int]) -> str:
         return self._encoding.decode(ids)
+
+    def has_sizes(self, sizes: list[int]) -> bool:
+        """Whether a table of bytes per token may be this tokenizer's: 0 for special tokens.
+
+        Tokens that are parts of characters do not count: there is more than one way to count them.
+        """
+        if len(sizes) != self.vocab_size:
+            return False
+        special = {*self.special.values()}
+        for token, size in enumerate(sizes):
+            text = self._encoding.decode_single_token_bytes(token)
+            with contextlib.suppress(UnicodeDecodeError):
+                text.decode()
+                if size != (0 if token in special else len(text)):
+                    return False
+        return True
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from fractal_k8s.checkpoints.listing import Blob, Listing, first_line, from_base64
-from fractal_k8s.errors import CorruptError, FractalError, RetryError, UsageError
+from fractal_k8s.checkpoints.listing import Blob, Listing, from_base64
+from fractal_k8s.errors import CorruptError, FractalError, RetryError, UsageError, first_line
 from fractal_k8s.references import Reference
 from fractal_k8s.sealed import PART
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from fractal_k8s.cli.common import Command, echo_json, json_option, size_text
+from fractal_k8s.cli.filled import nothing, option, remedy
 from fractal_k8s.cli.folder import Folder
 from fractal_k8s.cli.where import Where, cluster_options
 from fractal_k8s.errors import EXIT_CORRUPT, ForbiddenError
-from fractal_k8s.termination import VARIABLE
 
 if TYPE_CHECKING:
     from fractal_k8s.backends.kube.cachejobs import FillJob
@@ -106,16 +106,14 @@ def fill(root: Path, model: str | None, dataset: str | None, replace: bool, as_j
 
 def _launching(root: Path) -> str:
     """The command that trains on what a cache holds."""
-    from fractal_k8s.caches import DATASET, MODEL, look
-    from fractal_k8s.data.splits import TRAIN
+    from fractal_k8s.caches import look
 
-    ready = {shelf.name: shelf.home for shelf in look(root) if shelf.state == "ready"}
+    shelves = look(root)
+    ready = [shelf for shelf in shelves if shelf.state == "ready"]
     words = ["fractal-k8s", "launch"]
-    if MODEL in ready:
-        words += ["--checkpoint", str(ready[MODEL])]
-    if DATASET in ready:
-        words += ["--dataset", f"conversations:{ready[DATASET] / TRAIN}"]
-    return shlex.join(words)
+    if len(ready) == len(shelves):
+        return shlex.join([*words, "--cache", str(root)])
+    return shlex.join([*words, *(word for shelf in ready for word in option(shelf))])
 
 
 @command.command("status", cls=Command)
@@ -168,11 +166,11 @@ def verify(root: Path | None, where: Where, as_json: bool) -> None:
             raise click.UsageError("with --context the one thing printed is a Job; leave out more")
         _print_verify_job(where)
         return
-    from fractal_k8s.caches import look, problems
+    from fractal_k8s.caches import DATASET, MODEL, look, problems
 
     found = {shelf.name: shelf for shelf in look(_given(root)) if shelf.state != "empty"}
     if not found:
-        raise click.UsageError(f"{root}: holds no cache; fill it with: fractal-k8s cache fill")
+        raise nothing(_given(root), (MODEL, DATASET))
     wrong = {name: problems(shelf) for name, shelf in found.items()}
     if as_json:
         echo_json({"root": str(root), "problems": wrong})
@@ -182,34 +180,9 @@ def verify(root: Path | None, where: Where, as_json: bool) -> None:
             click.echo("\n".join(wrong[name]) or f"{name}: whole, {size} compared")
     if any(wrong.values()):
         shelves = [shelf for name, shelf in found.items() if wrong[name]]
-        click.echo("\n".join(_remedy(_given(root), shelf) for shelf in shelves), err=True)
+        for shelf in shelves:
+            click.echo(f"{shelf.name}: {remedy(_given(root), shelf)}", err=True)
         sys.exit(EXIT_CORRUPT)
-
-
-def _remedy(root: Path, shelf: Shelf) -> str:
-    """What to do with a cache that is not whole: in a pod, by whoever runs the cluster."""
-    if VARIABLE in os.environ:
-        return (
-            f"{shelf.name}: mend it with: helm upgrade ... --set fill.again=WORD, when no sweep "
-            "reads it; or fill another claim"
-        )
-    if shelf.state == "being filled":
-        return f"{shelf.name}: a process fills it now; wait until it is ready"
-    source = "REF" if shelf.seal is None else _source(shelf.seal)
-    words = ["fractal-k8s", "cache", "fill", "--root", str(root), f"--{shelf.name}", source]
-    if shelf.state == "cut short":
-        return f"{shelf.name}: run the fill again, it goes on where it was: {shlex.join(words)}"
-    if shelf.seal is None:
-        words.append("--replace")
-    return f"{shelf.name}: mend it with: {shlex.join(words)}"
-
-
-def _source(seal: Seal) -> str:
-    """What to fill a cache from so that it holds the same again."""
-    from fractal_k8s.references import parse_reference
-
-    is_model = seal.kind == "model" and parse_reference(seal.resolved) is not None
-    return seal.resolved if is_model else seal.source
 
 
 def _given(root: Path | None) -> Path:

@@ -128,11 +128,21 @@ class Asked:
     checkpoint: str | None
     dataset: str | None
     name: str | None
+    # with weights and data, where they are not named
+    cache: Path | None = None
 
-    @property
     def overrides(self) -> dict[str, str | None]:
-        """The top-level keys that have options of their own; None = as the sweep says."""
-        return {"checkpoint": self.checkpoint, "dataset": self.dataset, "name": self.name}
+        """The top-level keys that have options of their own; None = as the sweep says.
+
+        Raises:
+            FractalError: see `cli.filled.taken`.
+        """
+        given = {"checkpoint": self.checkpoint, "dataset": self.dataset, "name": self.name}
+        if self.cache is not None:
+            from fractal_k8s.cli.filled import taken
+
+            given |= taken(self.cache, given)
+        return given
 
     def with_settings(self, *texts: str) -> Asked:
         return replace(self, settings=(*self.settings, *texts))
@@ -152,12 +162,13 @@ class Asked:
 def sweep_options(function: F) -> F:
     """A sweep file or a preset, and what to change about it: the argument `asked`, an `Asked`.
 
-    `repeats_option` below it is one of the changes.
+    `repeats_option` and `filled.cache_option` below it are such changes.
     """
 
     @functools.wraps(function)
     def gathered(*arguments: Any, **options: Any) -> Any:
-        asked = Asked(**{field.name: options.pop(field.name) for field in fields(Asked)})
+        names = [field.name for field in fields(Asked) if field.name in options]
+        asked = Asked(**{name: options.pop(name) for name in names})
         if options.pop("allow_repeats", False):
             asked = asked.with_settings("training.allow_repeats=true")
         return function(*arguments, asked=asked, **options)
@@ -215,7 +226,7 @@ def read_sweep(asked: Asked) -> Sweep:
         raw,
         settings=asked.settings,
         resolution=asked.resolution,
-        overrides=asked.overrides,
+        overrides=asked.overrides(),
         source=source,
     )
 

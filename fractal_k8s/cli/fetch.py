@@ -16,6 +16,7 @@ from fractal_k8s.cli.common import (
     size_text,
     store_option,
 )
+from fractal_k8s.cli.folder import Folder
 from fractal_k8s.cli.where import Where, cluster_options, stored_at
 from fractal_k8s.errors import EXIT_CORRUPT
 
@@ -27,7 +28,7 @@ from fractal_k8s.errors import EXIT_CORRUPT
 @click.option(
     "--to",
     "target",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Folder(),
     required=True,
     metavar="DIR",
     help="Folder for it; may be used as --store afterwards.",

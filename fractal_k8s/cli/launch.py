@@ -18,6 +18,7 @@ from fractal_k8s.cli.common import (
     store_option,
     sweep_options,
 )
+from fractal_k8s.cli.filled import cache_option
 from fractal_k8s.cli.job_options import JobOptions, job_options
 from fractal_k8s.cli.sending import Sending, refuse_mixture, typed, wait_option
 from fractal_k8s.cli.training import pods_option, training_options
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @sweep_options
+@cache_option
 @click.option(
     "--pairs",
     type=click.IntRange(min=1),
@@ -66,11 +68,17 @@ def command(
         fractal-k8s launch --preset tanh --pairs 2000
         fractal-k8s launch --preset tanh --res 128
         fractal-k8s launch sweep.toml --set axes.x.high=3e-2 --workers 2
+        fractal-k8s launch --res 128 --cache cache
         fractal-k8s launch --res 128 --context cks-wb3 --gpus 64
     """
     from fractal_k8s.cli.training import train_and_report
 
     refuse_mixture(where, job, wait=wait)
+    if where.is_named and asked.cache is not None:
+        raise click.UsageError(
+            "--cache is a folder of this machine, and pods read the cluster's claims: leave it "
+            "out, or name other claims with --job model_claim=NAME and --job dataset_claim=NAME"
+        )
     sweep = read_sweep(asked)
     if where.is_named:
         uri = store_uri if typed("store_uri") else None

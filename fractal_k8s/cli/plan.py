@@ -20,6 +20,7 @@ from fractal_k8s.cli.common import (
     store_option,
     sweep_options,
 )
+from fractal_k8s.cli.filled import cache_option
 from fractal_k8s.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class _ProbePoints(click.ParamType[int]):
 
 @click.command(cls=Command)
 @sweep_options
+@cache_option
 @repeats_option
 @click.option(
     "--probe",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fractal_k8s.cli.common import Command, duration, echo_json, json_option
+from fractal_k8s.cli.folder import Folder
 
 if TYPE_CHECKING:
     from fractal_k8s.train.pretrain import Pretrained
@@ -46,7 +47,7 @@ class _Depths(click.ParamType[list[int]]):
     "made up.",
 )
 @click.option("--depth", "depths", type=_Depths(), metavar="N|N,N,...", help="Layers of the model.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where it is saved.")
+@click.option("--out", type=Folder(), metavar="DIR", help="Where it is saved.")
 @click.option(
     "--vocab", type=click.IntRange(min=1), default=4_096, show_default=True, help="Vocabulary."
 )

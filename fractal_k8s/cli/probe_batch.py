@@ -21,6 +21,7 @@ from fractal_k8s.cli.common import (
     store_option,
     sweep_options,
 )
+from fractal_k8s.cli.filled import cache_option
 from fractal_k8s.errors import EXIT_INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class _Bytes(click.ParamType[int]):
 
 @click.command(cls=Command)
 @sweep_options
+@cache_option
 @click.option(
     "--depth",
     type=click.IntRange(min=1, max=200),
@@ -124,8 +126,9 @@ def command(
 
     if random_weights != (depth is not None):
         raise click.UsageError("--depth and --random-weights go together")
-    if random_weights and asked.checkpoint is not None:
-        raise click.UsageError("give --checkpoint or --random-weights, not both")
+    for option, value in (("--checkpoint", asked.checkpoint), ("--cache", asked.cache)):
+        if random_weights and value is not None:
+            raise click.UsageError(f"give {option} or --random-weights, not both")
     if stride > most:
         raise click.UsageError(f"--stride {stride} is more than --max {most}")
     sweep = read_sweep(asked)

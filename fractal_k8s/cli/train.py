@@ -21,6 +21,8 @@ from fractal_k8s.cli.common import (
     store_option,
     sweep_options,
 )
+from fractal_k8s.cli.filled import cache_option
+from fractal_k8s.cli.folder import Folder
 from fractal_k8s.cli.logs import PointParam
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ _EVERY = click.IntRange(min=1)
 
 @click.command(cls=Command)
 @sweep_options
+@cache_option
 @click.option(
     "--point",
     type=PointParam(),
@@ -43,9 +46,7 @@ _EVERY = click.IntRange(min=1)
     help="Train this point of the sweep.",
 )
 @store_option
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The run's folder."
-)
+@click.option("--out", type=Folder(), required=True, metavar="DIR", help="The run's folder.")
 @repeats_option
 @click.option("--save-every", type=_EVERY, metavar="N", help="Updates between checkpoints.")
 @click.option("--eval-every", type=_EVERY, metavar="N", help="Updates between evaluations.")
@@ -158,7 +159,7 @@ class _What:
     def is_named(self) -> bool:
         """Whether the options alone say what to train, without a folder that holds a run."""
         asked = self.asked
-        return any((asked.sweep_file, asked.preset, asked.checkpoint, asked.dataset))
+        return any((asked.sweep_file, asked.preset, asked.checkpoint, asked.dataset, asked.cache))
 
     @property
     def is_stored(self) -> bool:
@@ -190,7 +191,7 @@ class _What:
             raw, source = begun.to_dict(), begun.id
         else:
             raw, source = asked.raw()
-        return single(raw, settings=settings, overrides=asked.overrides, source=source)
+        return single(raw, settings=settings, overrides=asked.overrides(), source=source)
 
 
 class _Screen:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ def download(found: HubSet, folder: Path, tell: Tell, *, replace: bool = False) 
     with sealed.being_filled(folder, tell) as alone:
         held = found.revision if replace else _held(found, folder, tell)
         if isinstance(held, Seal):
+            if alone:  # of fills that were killed
+                sealed.drop_all(folder.glob(f"{sealed.FILLING}*"))
             return Copy(folder, held, fetched=False)
         with written(folder, alone=alone) as writing:
             return Copy(folder, _fetch(found, held, writing, tell), fetched=True)
@@ -68,14 +70,19 @@ def _held(found: HubSet, folder: Path, tell: Tell) -> Seal | str:
         # what was cut short goes on at its commit, wherever the branch is now
         begun = seal is not None and seal.source == found.reference
         return seal.resolved.rpartition("@")[2] if seal and begun else found.revision
-    commit = _commit_held(found, ready or (seal.ready if seal else {}), folder)
-    if seal is None:
-        tell(f"{folder / sealed.MANIFEST} is missing or damaged: fetching again")
-        return commit
+    revision = _revision_held(found, seal, ready, folder)
+    if seal is None or sealed.are_at_odds(folder, seal):
+        what = (
+            f"{folder / sealed.MANIFEST} is missing or damaged"
+            if seal is None
+            else f"{folder}: {sealed.READY} and {sealed.MANIFEST} are of different contents"
+        )
+        tell(f"{what}: fetching again")
+        return revision
     whole = _whole(folder, seal, tell)
     if whole is not None and not ready:
         sealed.write_ready(folder, whole)
-    return whole or commit
+    return whole or revision
 
 
 def _readable(folder: Path) -> Seal | None:
@@ -84,7 +91,8 @@ def _readable(folder: Path) -> Seal | None:
         seal = sealed.read_seal(folder)
     except CorruptError:
         return None
-    return seal if seal is not None and TRAIN in seal.files else None
+    is_usable = seal is not None and TRAIN in seal.files and "rows" in seal.facts
+    return seal if is_usable else None
 
 
 def _whole(folder: Path, seal: Seal, tell: Tell) -> Seal | None:
@@ -97,21 +105,35 @@ def _whole(folder: Path, seal: Seal, tell: Tell) -> Seal | None:
     return seal if len(made) == len(damage) else None
 
 
-def _commit_held(found: HubSet, ready: dict[str, Any], folder: Path) -> str:
-    """The commit that a folder holds of a data set.
+def _revision_held(found: HubSet, seal: Seal | None, ready: dict[str, Any], folder: Path) -> str:
+    """The revision of a data set that a folder holds, as its manifest and `READY` tell.
+
+    One of them may have been changed by hand: where they differ, the one counts that knows the
+    rows which lie there, and of two that do the one that names this data set.
 
     Raises:
         UsageError: it holds something else.
     """
-    source, resolved = ready.get("source"), str(ready.get("resolved"))
-    repository, _, commit = resolved.rpartition("@")
-    if source != found.reference or repository != found.repository:
+    told = [facts for facts in (seal.ready if seal else {}, ready) if facts]
+    if len(told) == 2 and told[0] != told[1] and (folder / TRAIN).is_file():
+        digest = sealed.file_sha256(folder / TRAIN)
+        told = [facts for facts in told if facts.get("digest") == digest] or told
+    commits = {_commit_told(found, facts) for facts in told} - {None}
+    if not commits:
+        source, resolved = (told[0].get(key) if told else None for key in ("source", "resolved"))
         held = f"{source} ({resolved})" if source else "data that were put there by other means"
         raise UsageError(
             f"{folder} holds {held}, not {found.reference}; give another folder with --to, or "
             "empty this one"
         )
-    return commit
+    return str(commits.pop()) if len(commits) == 1 else found.revision
+
+
+def _commit_told(found: HubSet, facts: Mapping[str, Any]) -> str | None:
+    """The commit of a data set that a manifest or `READY` names; None if it names another set."""
+    repository, _, commit = str(facts.get("resolved")).rpartition("@")
+    is_it = facts.get("source") == found.reference and repository == found.repository
+    return commit if is_it else None
 
 
 def _fetch(found: HubSet, revision: str, writing: Writing, tell: Tell) -> Seal:

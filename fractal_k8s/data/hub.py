@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from fractal_k8s.errors import CorruptError, FractalError, RetryError, UsageError
+from fractal_k8s.errors import CorruptError, FractalError, RetryError, UsageError, first_line
 
 T = TypeVar("T")
 Tell = Callable[[str], None]
@@ -25,7 +25,6 @@ _COUNTS: Final = re.compile(
     r"'expected': \w+\(name='(\w+)'[^)]*num_examples=(\d+)[^)]*\), "
     r"'recorded': [^)]*num_examples=(\d+)"
 )
-_QUERY: Final = re.compile(r"\?[^\s'\")>]*=[^\s'\")>]*")
 _UNWRITABLE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
 # What the hub answers when it is busy or being repaired.
 _PASSING_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 522, 524})
@@ -206,7 +205,7 @@ def translated(error: BaseException, what: str) -> FractalError:
     """One of our errors for whatever the libraries raise: what may pass, and what will not."""
     chain = list(_chain(error))
     names = {kind.__name__ for link in chain for kind in type(link).__mro__}
-    said = _without_query(_first_line(_telling(error)))
+    said = first_line(_telling(error))
     if names & _OFFLINE or any(name in said for name in _OFFLINE):
         return UsageError(
             f"data set {what}: not in the cache, and HF_DATASETS_OFFLINE or HF_HUB_OFFLINE forbids "
@@ -265,13 +264,3 @@ def _telling(error: BaseException) -> BaseException:
     while type(error).__name__ in _WRAPPING and error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def _without_query(text: str) -> str:
-    """The text without what follows the `?` of addresses: where files lie, it is signed."""
-    return _QUERY.sub("?...", text)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0][:400] if lines else type(error).__name__

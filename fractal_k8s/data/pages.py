@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,12 +63,12 @@ def page_of(row: Mapping[str, Any], place: str) -> Page:
     if not isinstance(other, dict):
         raise CorruptError(f"{place}: other_metadata is no table")
     return Page(
-        question_id=_text(row.get("question_id")),
+        question_id=_text(row, "question_id", place),
         question=_spaced(question),
         answers=tuple(text for answer in answers if (text := _spaced(answer))),
         lines=_lines_of(row.get("ocr_results"), place),
-        document=_text(other.get("ucsf_document_id")),
-        number=_text(other.get("ucsf_document_page_no")),
+        document=_text(other, "ucsf_document_id", place),
+        number=_text(other, "ucsf_document_page_no", place),
     )
 
 
@@ -92,8 +93,17 @@ def _spaced(text: str) -> str:
     return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
-def _text(value: Any) -> str | None:
-    return None if value is None or not str(value).strip() else str(value).strip()
+def _text(row: Mapping[str, Any], name: str, place: str) -> str | None:
+    """A name or a number as a text; a column of whole numbers with holes may have become one of
+    floats."""
+    value = row.get(name)
+    if isinstance(value, float):
+        value = None if math.isnan(value) else int(value) if value.is_integer() else value
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise CorruptError(f"{place}: {name} is {value!r}, neither a text nor a number")
+    return _spaced(str(value)) or None
 
 
 # --- files ---

@@ -97,8 +97,7 @@ def written(folder: Path, *, alone: bool) -> Iterator[Writing]:
         alone: nobody else can be at it, so that what others have left are leavings of the dead.
     """
     if alone:
-        for leaving in folder.glob(f"{sealed.FILLING}*"):
-            shutil.rmtree(leaving, ignore_errors=True)
+        sealed.drop_all(folder.glob(f"{sealed.FILLING}*"))
     writing = Writing(folder)
     try:
         yield writing

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from fractal_k8s.environ import DEAL_VARIABLE, GPUS_VARIABLE, WEBHOOK_VARIABLE
 from fractal_k8s.manifest import labels, pod
 from fractal_k8s.manifest.limits import MOST_CHARACTERS
 from fractal_k8s.manifest.settings import JobSettings
@@ -12,7 +13,6 @@ from fractal_k8s.sweep.assignment import Plan
 
 # what a webhook's Secret calls its address
 WEBHOOK_KEY: Final = "url"
-WEBHOOK: Final = "FRACTAL_K8S_WEBHOOK"
 # pods that may fail; a store that does not answer is tried again
 _RETRIES: Final = 4
 # of what it writes outside memory
@@ -22,8 +22,8 @@ _OF_TRAINING: Final = (
     "FRACTAL_K8S_IMAGE",
     "FRACTAL_K8S_TERMINATION_LOG",
     "FRACTAL_K8S_GRACE",
-    "FRACTAL_K8S_GPUS",
-    "FRACTAL_K8S_DEAL",
+    GPUS_VARIABLE,
+    DEAL_VARIABLE,
     "FRACTAL_K8S_STAGE",
     "HF_",
     "TORCH",
@@ -68,7 +68,7 @@ def secrets(settings: JobSettings) -> list[tuple[str, str, str]]:
         for name, secret in pod.secrets(settings, aggregator=True).items()
     ]
     if settings.notify_secret is not None:
-        found.append((WEBHOOK, settings.notify_secret, WEBHOOK_KEY))
+        found.append((WEBHOOK_VARIABLE, settings.notify_secret, WEBHOOK_KEY))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from fractal_k8s.environ import DEAL_VARIABLE, GPUS_VARIABLE
 from fractal_k8s.manifest import labels
 from fractal_k8s.manifest.settings import JobSettings
 from fractal_k8s.sweep.assignment import Plan
@@ -105,9 +106,9 @@ def variables(plan: Plan, settings: JobSettings) -> dict[str, str]:
         # until a pod is killed that was asked to end
         "FRACTAL_K8S_GRACE_SECONDS": str(settings.grace_seconds),
         # a pod whose GPUs cannot be used must not train on its CPU
-        "FRACTAL_K8S_GPUS": str(settings.gpus_per_pod),
+        GPUS_VARIABLE: str(settings.gpus_per_pod),
         # the plan that this Job's indexes count the shards of
-        "FRACTAL_K8S_DEAL": plan.deal.tag,
+        DEAL_VARIABLE: plan.deal.tag,
         # torch asks for a user's name, which a bare number has not
         "USER": labels.PROGRAM,
         "LOGNAME": labels.PROGRAM,

@@ -12,15 +12,14 @@ import numpy.typing as npt
 
 from fractal_k8s import __version__
 from fractal_k8s.errors import UnrepeatableError
-from fractal_k8s.results import schema
-from fractal_k8s.results.outcome import State
+from fractal_k8s.results.outcome import RESULT_COLUMNS, State
 
 # Kind of the note in the sweep's store.
 NOTE: Final = "certificate"
 
 # Columns that an earlier release did not have, and may be empty in its files.
 _LATER: Final = ("probe_before", "probe_after")
-_NUMBERS: Final = tuple(name for name in schema.RESULT_COLUMNS if name != "losses")
+_NUMBERS: Final = tuple(name for name in RESULT_COLUMNS if name != "losses")
 # Differences that an error names.
 _MOST_TOLD: Final = 3
 

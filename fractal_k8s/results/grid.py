@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fractal_k8s.errors import ConflictError
-from fractal_k8s.results import schema
 from fractal_k8s.results.hashes import labels_of, result_hashes
-from fractal_k8s.results.outcome import State, loss_facts
+from fractal_k8s.results.outcome import LATER_RESULT_COLUMNS, RESULT_COLUMNS, State, loss_facts
 from fractal_k8s.results.store import Outcomes
 from fractal_k8s.results.verdict import (
     is_marginal,
@@ -271,7 +270,7 @@ def _first(
 
 
 def _result(table: pa.Table, row: int) -> tuple[Any, ...]:
-    names = (*schema.RESULT_COLUMNS, *schema.LATER_RESULT_COLUMNS)
+    names = (*RESULT_COLUMNS, *LATER_RESULT_COLUMNS)
     values = (table.column(name)[row].as_py() for name in names)
     return tuple(
         np.asarray(value, np.float32).tobytes()

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from fractal_k8s.results import schema
+from fractal_k8s.results.outcome import LATER_RESULT_COLUMNS, RESULT_COLUMNS
 
 # what makes two rows the same result, but for the losses
 COMPARED: Final = tuple(
-    name for name in (*schema.RESULT_COLUMNS, *schema.LATER_RESULT_COLUMNS) if name != "losses"
+    name for name in (*RESULT_COLUMNS, *LATER_RESULT_COLUMNS) if name != "losses"
 )
 
 

@@ -14,6 +14,24 @@ from fractal_k8s.sweep.points import Point
 
 Losses = npt.NDArray[np.float32]
 
+# What makes two rows of one point the same result; the rest says where and when it was made.
+RESULT_COLUMNS: Final = (
+    "state",
+    "first_loss",
+    "last_mean_loss",
+    "ratio",
+    "final_loss",
+    "mean_loss",
+    "steps",
+    "tokens_seen",
+    "supervised_tokens",
+    "run_seed",
+    "data_hash",
+    "losses",
+)
+# Those that files of earlier releases lack, where they count as not measured.
+LATER_RESULT_COLUMNS: Final = ("probe_before", "probe_after")
+
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fractal_k8s.errors import CorruptError
-from fractal_k8s.results.outcome import Environment, Outcome
+from fractal_k8s.results.outcome import RESULT_COLUMNS, Environment, Outcome
 from fractal_k8s.results.soundness import check_rows
 from fractal_k8s.sweep.definition import Sweep
 
@@ -29,23 +29,6 @@ _LABEL = pa.dictionary(pa.int32(), pa.string())
 
 # Columns that every release has written, besides the axes and those of a result.
 _NEEDED: Final = ("sweep", "i", "j", "seconds", "numerics_class", "time")
-# What makes two rows of one point the same result; the rest says where and when it was made.
-RESULT_COLUMNS: Final = (
-    "state",
-    "first_loss",
-    "last_mean_loss",
-    "ratio",
-    "final_loss",
-    "mean_loss",
-    "steps",
-    "tokens_seen",
-    "supervised_tokens",
-    "run_seed",
-    "data_hash",
-    "losses",
-)
-# Those that files of earlier releases lack, where they count as not measured.
-LATER_RESULT_COLUMNS: Final = ("probe_before", "probe_after")
 
 
 def outcome_schema(sweep: Sweep) -> pa.Schema:

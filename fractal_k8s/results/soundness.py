@@ -14,28 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fractal_k8s.errors import CorruptError
-from fractal_k8s.results.outcome import State
+from fractal_k8s.results.outcome import RESULT_COLUMNS, State
 from fractal_k8s.sweep.definition import Sweep
 
 # Columns that every row fills in; a number that was not measured is NaN there, not empty.
-_FILLED: Final = (
-    "sweep",
-    "state",
-    "first_loss",
-    "last_mean_loss",
-    "ratio",
-    "final_loss",
-    "mean_loss",
-    "steps",
-    "tokens_seen",
-    "supervised_tokens",
-    "run_seed",
-    "seconds",
-    "data_hash",
-    "losses",
-    "numerics_class",
-    "time",
-)
+_FILLED: Final = ("sweep", *RESULT_COLUMNS, "seconds", "numerics_class", "time")
 _STATES: Final = frozenset(state.value for state in State)
 # Counts up to here are exact as float64, and their sum over a map does not overflow.
 _MOST: Final = 2**40

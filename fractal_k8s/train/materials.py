@@ -29,7 +29,7 @@ from fractal_k8s.data.named import NAMES, named_set
 from fractal_k8s.data.tokens import load_tokens
 from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.references import parse_reference
-from fractal_k8s.sealed import file_sha256
+from fractal_k8s.sealed import file_sha256, noted_facts
 from fractal_k8s.sweep.definition import Sweep
 from fractal_k8s.sweep.flops import with_flops
 from fractal_k8s.sweep.memory import Shape
@@ -66,31 +66,23 @@ def load_materials(sweep: Sweep) -> Materials:
     """
     import torch
 
-    from fractal_k8s.checkpoints.nanochat import load_weights
-    from fractal_k8s.models.gpt import GPT, config_from_dict
+    from fractal_k8s.checkpoints.nanochat import build_model, load_weights
 
     training = gpt_training(sweep)
     files = find_checkpoint(checkpoint_folder(sweep))
     data = _dataset_reference(sweep)
     digest = files.digest()
     fetched.check_digest(sweep.spec.checkpoint or "", digest)
+    _check_seal(files.model, files.sealed_digest(), digest)
     _check_digest("checkpoint", files.model, sweep.spec.checkpoint_digest, digest)
     weights = load_weights(files)
-    try:
-        config = config_from_dict(weights.model_config)
-    except ValueError as error:
-        raise CorruptError(
-            f"{files.meta}: model_config {error}; this release reads nanochat 8f979a8's"
-        ) from None
-    try:
-        model = GPT.from_weights(
-            config,
-            _masters(weights.tensors, files),
-            compute_dtype=getattr(torch, training.dtype),
-            gradient_checkpointing=training.gradient_checkpointing,
-        )
-    except ValueError as error:
-        raise CorruptError(f"{files.model}: does not fit {files.meta.name}: {error}") from None
+    model = build_model(
+        files,
+        replace(weights, tensors=_masters(weights.tensors, files)),
+        compute_dtype=getattr(torch, training.dtype),
+        gradient_checkpointing=training.gradient_checkpointing,
+    )
+    config = model.config
     tokenizer = load_tokenizer(files.tokenizer.parent)
     if tokenizer.vocab_size != config.vocab_size:
         raise CorruptError(
@@ -267,12 +259,29 @@ def dataset_digest(reference: str) -> str:
     digest = file_sha256(file)
     if (found := hub_set(reference)) is not None:
         check_digest(found, file, digest)
+    if (noted := noted_facts(file)) is not None:
+        _check_seal(file, noted.sha256, digest)
     return digest
 
 
 def _dataset_file(reference: str) -> Path:
     found = hub_set(reference)
     return Path(reference).expanduser() if found is None else training_file(found, cache_folder())
+
+
+def _check_seal(path: Path, sealed: str | None, found: str) -> None:
+    """Refuses files of a cache that have changed since it was filled: nobody may have meant that.
+
+    Args:
+        path: the first of them.
+        sealed: their digest by the seal; None = nobody has sealed them.
+    """
+    if sealed is not None and sealed != found:
+        raise CorruptError(
+            f"{path}: its sha256 is {found[:12]}..., the folder was filled with {sealed[:12]}...; "
+            "fetch it again (for a cache `fractal-k8s cache verify` says how), or, to train on it "
+            "as it is, copy it to a folder of its own"
+        )
 
 
 def _check_digest(what: str, path: Path | str, expected: str | None, found: str) -> None:

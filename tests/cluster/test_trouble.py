@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.place import Place, wait_for
+from standin.serving import running
 
 WRONG_KEYS = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing"}
 Network = Callable[..., Path]
@@ -80,11 +80,8 @@ def refusing() -> Iterator[str]:
         def log_message(self, *arguments: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), Refusing)) as url:
+        yield url
 
 
 def test_a_store_that_refuses_the_keys_stops_the_launch(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ from typing import Any
 from urllib.parse import quote
 
 from werkzeug import Request, Response
-from werkzeug.serving import make_server
+
+from standin.serving import http_server
 
 
 @dataclass
@@ -270,14 +270,5 @@ def _json(content: object, status: int = 200) -> Response:
 def serving() -> Iterator[Experiments]:
     """A running server."""
     experiments = Experiments()
-    application = Request.application(experiments.answer)
-    server = make_server("127.0.0.1", 0, application, threaded=True)
-    experiments.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with http_server(Request.application(experiments.answer)) as experiments.url:
         yield experiments
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -138,6 +138,18 @@ def moto() -> Iterator[str]:
 
     with s3_server() as address:
         yield address
+
+
+@pytest.fixture
+def s3_client(moto: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of that server, which is also the one that programs find in their environment."""
+    import boto3
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", moto)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    return boto3.client("s3", endpoint_url=moto, region_name="us-east-1")
 
 
 # --- a hub, and commands in a process of their own: libraries read their environment once ---

@@ -6,16 +6,19 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator
-from typing import Any
+from http.server import HTTPServer
+from typing import Any, Final
 
 from werkzeug.serving import make_server
 
+# how soon a server sees that it is to end
+_POLL_S: Final = 0.02
+
 
 @contextlib.contextmanager
-def http_server(application: Any) -> Iterator[str]:
-    """The address at which a WSGI application answers."""
-    server = make_server("127.0.0.1", 0, application, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+def running(server: HTTPServer) -> Iterator[str]:
+    """The address of a server, which answers in a thread."""
+    thread = threading.Thread(target=server.serve_forever, args=(_POLL_S,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
@@ -23,6 +26,11 @@ def http_server(application: Any) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def http_server(application: Any) -> contextlib.AbstractContextManager[str]:
+    """The address at which a WSGI application answers."""
+    return running(make_server("127.0.0.1", 0, application, threaded=True))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fractal_k8s.backends.kube.client import IN_CLUSTER, Cluster
-from fractal_k8s.errors import ClusterError, UsageError
+from fractal_k8s.errors import ClusterError, UsageError, first_line
 from fractal_k8s.sweep.axes import near
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def connect(
         )
     except Exception as error:  # a plugin for credentials may raise anything
         raise ClusterError(
-            f"context {context!r}: its credentials cannot be had ({_first_line(error)}); "
+            f"context {context!r}: its credentials cannot be had ({first_line(error)}); "
             f"try: kubectl --context {context} get namespaces"
         ) from None
     chosen = namespace or found[context].get("namespace") or DEFAULT_NAMESPACE
@@ -92,7 +92,7 @@ def _contexts(place: str) -> dict[str, dict[str, Any]]:
     except ConfigException:
         return {}
     except Exception as error:  # YAML's errors, and the client's own for a broken file
-        raise ClusterError(f"cannot read the kubeconfig {place}: {_first_line(error)}") from None
+        raise ClusterError(f"cannot read the kubeconfig {place}: {first_line(error)}") from None
     return {entry["name"]: entry.get("context") or {} for entry in entries}
 
 
@@ -120,7 +120,3 @@ def _patient(configuration: Configuration) -> Any:
     configuration.retries = False
     configuration.connection_pool_maxsize = _CONNECTIONS
     return configuration
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
