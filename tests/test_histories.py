@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from conftest import mlp_sweep
-from fractal_k8s.aggregate import aggregate, grid_table, write_figures
+from fractal_k8s.aggregate import aggregate, grid_table
+from fractal_k8s.aggregate.drawing import choose
 from fractal_k8s.aggregate.every import aggregate_all
 from fractal_k8s.results import collect as collecting
 from fractal_k8s.results import schema
@@ -298,7 +299,10 @@ def test_a_zoom_that_cannot_be_read_costs_no_figure_of_its_map(tmp_path: Path) -
     text = (store.files.get(f"{child}/sweep.json") or b"").replace(b'"mlp"', b'"of-tomorrow"')
     store.files.put(f"{child}/sweep.json", text)
     folder = store.sweep(parent)
-    assert "zoom.png" not in write_figures(folder, aggregate(folder, PLAN))
+    choose(folder, colours=None, figures=True)
+    written = aggregate(folder, PLAN).written
+    assert "map.pdf" in written
+    assert "zoom.png" not in written
 
 
 def test_the_sweeps_of_a_store_are_read_once_in_a_pass_over_all(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.results import schema
 from fractal_k8s.results.collect import is_settled, settled_before
 from fractal_k8s.results.files import Entry, LocalFiles
-from fractal_k8s.results.published import published_files
+from fractal_k8s.results.published import named_files, published_files
 from fractal_k8s.results.store import MANIFEST_FILE, PROGRESS_FILE, SweepStore
 from fractal_k8s.sweep.assignment import Plan
 
@@ -154,9 +154,12 @@ def _copy_summary(folder: SweepStore, files: LocalFiles, copied: Copied) -> set[
     copied.problems += found.problems
     if not is_new:
         copied.num_skipped += len(found.files)
-    for name, data in found.files.items() if is_new else ():
-        here.put_summary(name, data)  # the manifest is the last one
-        copied.num_bytes += len(data)
+    if is_new:
+        before = named_files(here)
+        for name, data in found.files.items():
+            here.put_summary(name, data)  # the manifest is the last one
+            copied.num_bytes += len(data)
+        files.discard(folder.key("summary", name) for name in before - found.files.keys())
     return {folder.key("summary", name) for name in found.files}
 
 

@@ -124,6 +124,15 @@ def published_files(folder: SweepStore, *, only: Collection[str] | None = None) 
     raise AssertionError  # the last round returns
 
 
+def named_files(folder: SweepStore) -> set[str]:
+    """Names of the files that the manifest names; none where there is no sound one."""
+    manifest = _manifest(folder)
+    try:
+        return set() if manifest is None else set(_expected(folder, manifest))
+    except CorruptError:
+        return set()
+
+
 def _named_by(folder: SweepStore, manifest: bytes, only: Collection[str] | None) -> Published:
     """The files of a manifest."""
     files: dict[str, bytes] = {}
