@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from fractal_k8s import notify
 from fractal_k8s.aggregate.once import do_once
+from fractal_k8s.analysis import lattice
 from fractal_k8s.errors import CorruptError, StoreError
 from fractal_k8s.results import holes as named
 from fractal_k8s.results.files import LocalFiles
@@ -92,6 +93,8 @@ def end_text(folder: SweepStore, summary: Mapping[str, Any]) -> str:
         lines.append(f"trainable {summary['trainable_fraction']:.1%} of the points with a verdict")
     if summary.get("dimension") is not None:
         lines.append(f"edge dimension {summary['dimension']:.3f}")
+    elif (so_far := lattice.text(summary.get("provisional"))) is not None:
+        lines.append(f"edge dimension so far {so_far}")
     if problems := summary["problems"]:
         lines.append(f"{len(problems)} problems, the first: {problems[0]}")
     lines.append(folder.where("summary"))

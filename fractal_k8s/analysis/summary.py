@@ -33,9 +33,10 @@ def summarise(
 
     Keys: sweep, resolution, verdict, counts (points by state), coverage (share of points whose
     verdict is known), trainable_fraction (of those), holes (points without a verdict by name, see
-    `results.holes`), those of `analysis.dimension`, and what the
-    reader must know: biased_points, problems, numerics_classes, timing; `analyses` holds the
-    results of all analyses by name, and `notes` what other commands found out about the sweep.
+    `results.holes`), those of `analysis.dimension` (with `provisional`, what an incomplete map says
+    of the dimension already, see `analysis.lattice`), and what the reader must know: biased_points,
+    problems, numerics_classes, timing; `analyses` holds the results of all analyses by name, and
+    `notes` what other commands found out about the sweep.
 
     Args:
         method: how the edge's dimension is measured, from METHODS.

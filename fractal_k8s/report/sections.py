@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from fractal_k8s import __version__
+from fractal_k8s.analysis import lattice
 from fractal_k8s.analysis.registry import load
 from fractal_k8s.report.criteria import criteria
 from fractal_k8s.report.fit import fit_of
@@ -88,7 +89,9 @@ def tiles(grid: Grid, summary: Summary) -> str:
 
 def _dimension_tile(summary: Summary) -> tuple[str, str]:
     if summary.get("dimension") is None:
-        return "none", str(summary.get("refused") or "")
+        reason = str(summary.get("refused") or "")
+        so_far = lattice.text(summary.get("provisional"))
+        return "none", reason if so_far is None else f"so far {so_far}"
     interval = summary.get("interval")
     note = f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
     return f"{summary['dimension']:.3f}", note
