@@ -28,7 +28,7 @@ def stored(folder: SweepStore) -> SweepStore:
     for shard in range(6):
         put(folder, range(shard, 42, 6), f"s{shard}")
     folder.files.put(folder.log_key("s0", "1"), b'{"time": "2026"}\n')
-    Passes(folder, PLAN, allow_mixed=False).whole()
+    Passes(folder, PLAN, allow_mixed=False, say=print).whole()
     return folder
 
 

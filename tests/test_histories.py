@@ -22,7 +22,7 @@ from conftest import mlp_sweep
 from fractal_k8s.aggregate import aggregate, grid_table
 from fractal_k8s.aggregate.drawing import choose
 from fractal_k8s.aggregate.every import aggregate_all
-from fractal_k8s.results import collect as collecting
+from fractal_k8s.results import listing
 from fractal_k8s.results import schema
 from fractal_k8s.results.collect import collect
 from fractal_k8s.results.files import LocalFiles
@@ -173,7 +173,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
 
             monotonic = staticmethod(lambda: 0.0)
 
-        monkeypatch.setattr(collecting, "time", Clock)
+        monkeypatch.setattr(listing, "time", Clock)
         monkeypatch.setattr("fractal_k8s.results.tally.time", Clock)
 
     return use

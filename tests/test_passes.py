@@ -94,7 +94,7 @@ def folder(made: Path, tmp_path: Path) -> SweepStore:
 
 def step(folder: SweepStore, **options: Any) -> Aggregation | Look | None:
     """A pass as of a process of its own."""
-    return Passes(folder, PLAN, allow_mixed=False).next(**options)
+    return Passes(folder, PLAN, allow_mixed=False, say=print).next(**options)
 
 
 def page_time(folder: SweepStore) -> int:
@@ -210,7 +210,7 @@ def test_without_what_was_kept_everything_is_made_anew(
 def test_a_small_map_is_always_drawn(tmp_path: Path) -> None:
     folder = new_folder(tmp_path / "runs")
     put_small(folder, range(40))
-    passes = Passes(folder, SMALL, allow_mixed=False)
+    passes = Passes(folder, SMALL, allow_mixed=False, say=print)
     assert isinstance(passes.next(), Aggregation)
     put_small(folder, [40], "b")
     assert isinstance(passes.next(), Aggregation)
@@ -270,16 +270,16 @@ def test_a_pass_that_another_one_overtook_is_made_again(tmp_path: Path) -> None:
             if key.endswith("summary/map.png") and not self.done:
                 self.done = True
                 put_small(folder, range(30, 42), "late")
-                Passes(folder, SMALL, allow_mixed=False).whole()
+                Passes(folder, SMALL, allow_mixed=False, say=print).whole()
 
     slow = SweepStore(Overtaken(tmp_path / "runs"), SMALL.sweep.id)
-    done = Passes(slow, SMALL, allow_mixed=False).whole()
+    done = Passes(slow, SMALL, allow_mixed=False, say=print).whole()
     assert done.summary["complete"]
     published = published_files(folder)
     assert published is not None
     assert published.files == summary_of(folder)
     assert json.loads(published.files["analysis.json"])["complete"]
-    assert Passes(folder, SMALL, allow_mixed=False).next() is None
+    assert Passes(folder, SMALL, allow_mixed=False, say=print).next() is None
 
 
 def test_counts_of_a_pass_that_another_one_overtook_do_not_stay(folder: SweepStore) -> None:
@@ -310,7 +310,7 @@ def test_who_draws_without_being_asked_to_go_on_leaves_no_counts(folder: SweepSt
 def test_a_summary_that_lost_a_file_is_made_again(tmp_path: Path) -> None:
     folder = new_folder(tmp_path / "runs")
     put_small(folder, range(42))
-    passes = Passes(folder, SMALL, allow_mixed=False)
+    passes = Passes(folder, SMALL, allow_mixed=False, say=print)
     assert isinstance(passes.next(), Aggregation)
     assert passes.next() is None
     folder.files.discard([folder.key("summary", "report.html")])

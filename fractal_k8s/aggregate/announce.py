@@ -55,9 +55,9 @@ def publish(
         has_ended: False = workers may still add to it: a complete sweep has ended all the same.
         patience: of this pass over several sweeps.
     """
-    wish = tracked.summary_wish()
-    if wish is None and not notify.is_wanted():
+    if not is_wanted():
         return
+    wish = tracked.summary_wish()
     try:
         stored = _read(folder)
         if stored is None:
@@ -70,6 +70,11 @@ def publish(
             _track(folder, plan, wish, stored, say, patience or Patience())
     except (StoreError, CorruptError) as error:
         say(f"the sweep's summary could not be announced: {error}")
+
+
+def is_wanted() -> bool:
+    """Whether there is anybody to be told."""
+    return tracked.summary_wish() is not None or notify.is_wanted()
 
 
 def announce_failed(folder: SweepStore, failed: Mapping[str, str], say: Say) -> None:
@@ -96,7 +101,7 @@ def end_text(folder: SweepStore, summary: Mapping[str, Any]) -> str:
     elif (so_far := lattice.text(summary.get("provisional"))) is not None:
         lines.append(f"edge dimension so far {so_far}")
     if problems := summary["problems"]:
-        lines.append(f"{len(problems)} problems, the first: {problems[0]}")
+        lines.append(f"{summary['num_problems']:,} problems, the first: {problems[0]}")
     lines.append(folder.where("summary"))
     return "\n".join(lines)
 

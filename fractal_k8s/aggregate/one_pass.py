@@ -15,7 +15,8 @@ from fractal_k8s.errors import EXIT_CORRUPT, IncompleteError
 from fractal_k8s.results import schema
 from fractal_k8s.results.collect import Collected, collect
 from fractal_k8s.results.grid import Grid, build_grid
-from fractal_k8s.results.lineage import Family, family
+from fractal_k8s.results.lineage import Kin, family
+from fractal_k8s.results.problems import PROBLEMS_FILE, as_file
 from fractal_k8s.results.published import publish_files
 from fractal_k8s.results.store import (
     MANIFEST_FILE,
@@ -59,21 +60,21 @@ def aggregate(
     *,
     allow_mixed: bool = False,
     read: Callable[[], Collected] | None = None,
-    families: Family | None = None,
+    kin: Kin | None = None,
 ) -> Aggregation:
     """Writes the summary of a sweep: pictures, page, grid, the numbers and, last, the manifest.
 
-    It is drawn as was chosen last with `drawing.choose`. The same outcomes give the same bytes, whatever the attempts they came from and however many
-    passes it took. Everything is made before the first file is written, and killed at any moment it
-    leaves the summary of the pass before; see `results.published`. Scattered points have no
-    pictures and no page.
+    The same outcomes, drawn as was chosen last (`drawing.choose`), give the same bytes, whatever
+    the attempts they came from and however many passes it took. Everything is made before the first
+    file is written, and killed at any moment it leaves the summary of the pass before; see
+    `results.published`. Scattered points have no pictures and no page.
 
     Args:
         folder: where it is stored.
         plan: the sweep and its deal.
         allow_mixed: accept points of different numerics classes as one map.
         read: gives the outcomes; by default all of them are read, and nothing is kept.
-        families: all sweeps of the store, if they were read just now.
+        kin: the families of the store's sweeps, if they were read just now.
     """
     began = time.perf_counter()
     collected = collect(folder, plan.sweep, keep=False) if read is None else read()
@@ -87,10 +88,11 @@ def aggregate(
     if plan.sweep.is_scattered:
         made = _numbers(folder, grid, summary)
     else:
-        if (kin := family(folder, plan, summary, families)) is not None:
-            summary["family"] = kin
+        if (found := family(plan, summary, kin or Kin(folder.files))) is not None:
+            summary["family"] = found
         made = map_files(folder, grid, summary, drawing, allow_mixed=allow_mixed)
         made["grid.parquet"] = schema.to_bytes(grid_table(grid))
+    made |= as_file(grid.problems)
     made[SUMMARY_FILE] = to_json(summary)
     facts = {key: summary[key] for key in ("sweep", "complete", "coverage")}
     written = publish_files(folder, made, {"format": 1, **facts})
@@ -118,6 +120,9 @@ def _numbers(folder: SweepStore, grid: Grid, summary: dict[str, Any]) -> dict[st
 
 def _discard_others(folder: SweepStore, made: Mapping[str, bytes]) -> None:
     """Deletes what an earlier summary had beside the files of this one."""
-    stale = {folder.key("summary", name) for name in {PROGRESS_FILE, *PAPER_FILES} - made.keys()}
+    stale = {
+        folder.key("summary", name)
+        for name in {PROGRESS_FILE, PROBLEMS_FILE, *PAPER_FILES} - made.keys()
+    }
     there = folder.files.entries(folder.key("summary"))
     folder.files.discard(entry.key for entry in there if entry.key in stale)

@@ -18,6 +18,7 @@ from fractal_k8s.errors import (
     StoreError,
     UsageError,
 )
+from fractal_k8s.results.listing import list_sweep
 from fractal_k8s.results.store import Store
 from fractal_k8s.sweep.assignment import Plan
 
@@ -153,16 +154,17 @@ class _Waiting:
             return False
         folder = self.store.sweep(self.plan.sweep.id)
         if self._passes is None:
-            self._passes = Passes(folder, self.plan, allow_mixed=self.allow_mixed)
-        seen = folder.outcome_entries()
+            self._passes = Passes(folder, self.plan, allow_mixed=self.allow_mixed, say=self.say)
+        listing = list_sweep(folder)
+        seen = listing.outcomes
         if seen != self._seen:
             self._seen, self._hoped_at = seen, time.monotonic()
         elif self.done is not None and not self._is_behind and not is_last:
             return bool(self.done.summary["complete"])
         if self.done is None:
-            self.done = self._passes.whole()
+            self.done = self._passes.whole(listing)
             return self._drawn(self.done)
-        made = self._passes.next(may_look=not is_last)
+        made = self._passes.next(listing, may_look=not is_last)
         if isinstance(made, Look):
             self._is_behind = True
             text = f"{made.known:,} of {made.points:,} points, {made.num_read:,} objects read"

@@ -284,7 +284,7 @@ def size_text(size: float) -> str:
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
     """A map's numbers for a terminal."""
-    from fractal_k8s.results import holes
+    from fractal_k8s.results import holes, problems
 
     counts = summary.get("counts", {})
     rows, columns = summary["resolution"]
@@ -304,7 +304,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         )
     if note := summary.get("notes", {}).get("certificate"):
         lines.append(f"  {note['line']}")
-    lines += [f"  problem: {problem}" for problem in summary.get("problems", [])]
+    lines += [f"  problem: {problem}" for problem in problems.shown(summary)]
     lines += [
         f"  data: {text}" for text in summary.get("notes", {}).get("data", {}).get("sentences", [])
     ]

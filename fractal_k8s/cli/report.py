@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,8 @@ _COLOURS = ("original", "safe")
 @click.option(
     "--colours",
     type=click.Choice(_COLOURS),
-    help="Colours of the figures, and of the page when it opens; safe is for colour blindness. They "
-    "stay until others are chosen; the first choice is original.",
+    help="Colours of the figures, and of the page when it opens; safe is for colour blindness. The "
+    "choice stays; it begins with original.",
 )
 @click.option(
     "--figures/--no-figures",
@@ -90,7 +91,8 @@ def command(
         )
     if not plan.sweep.is_scattered:  # points that make no map have no figures
         choose(folder, colours=colours, figures=figures)
-    done = Passes(folder, plan, allow_mixed=allow_mixed).whole()
+    passes = Passes(folder, plan, allow_mixed=allow_mixed, say=partial(click.echo, err=True))
+    done = passes.whole()
     if as_json:
         echo_json(done.written)
     else:

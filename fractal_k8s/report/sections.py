@@ -13,7 +13,7 @@ from fractal_k8s.analysis.registry import load
 from fractal_k8s.report.criteria import criteria
 from fractal_k8s.report.fit import fit_of
 from fractal_k8s.report.plots import dimension_plot
-from fractal_k8s.results import holes
+from fractal_k8s.results import holes, problems
 from fractal_k8s.results.golden import short_hash
 from fractal_k8s.results.grid import NOT_TRAINABLE, Grid
 from fractal_k8s.results.verdict import window_holds_first_loss
@@ -113,7 +113,7 @@ def notices(grid: Grid, summary: Summary) -> str:
             f"{grid.rule.window} losses holds the first loss, which biases the ratio towards 1 "
             f"({rows} rows and {columns} columns are affected)."
         )
-    texts += summary["problems"]
+    texts += problems.shown(summary)
     if lost := summary["notes"].get("data", {}).get("sentences"):
         texts.append(f"Data: {'; '.join(lost)}.")
     if len(summary["numerics_classes"]) > 1:
