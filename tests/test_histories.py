@@ -22,8 +22,7 @@ from conftest import mlp_sweep
 from fractal_k8s.aggregate import aggregate, grid_table
 from fractal_k8s.aggregate.drawing import choose
 from fractal_k8s.aggregate.every import aggregate_all
-from fractal_k8s.results import listing
-from fractal_k8s.results import schema
+from fractal_k8s.results import listing, schema
 from fractal_k8s.results.collect import collect
 from fractal_k8s.results.files import LocalFiles
 from fractal_k8s.results.grid import build_grid

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,7 @@ from fractal_k8s.results.files import Entry, Files, LocalFiles
 from fractal_k8s.results.grid import DIVERGED, FAILED, MISSING, count_states, state_codes, texts
 from fractal_k8s.results.hashes import COMPARED, labels_of, result_hashes
 from fractal_k8s.results.listing import FOLDER, Listing, is_settled, settled_before
+from fractal_k8s.results.retries import Deadline, in_time
 from fractal_k8s.results.store import SweepStore
 from fractal_k8s.results.verdict import probe_ratio
 from fractal_k8s.sweep.definition import Sweep
@@ -258,13 +260,18 @@ class TallyReader:
         """A small object whole, of a larger one the table without losses; None if it is gone."""
         if entry.size > _WHOLE_BYTES:
             # written again while its parts were read, it would look damaged
-            with contextlib.suppress(CorruptError):
+            with contextlib.suppress(CorruptError, TimeoutError):
                 file = self.folder.files.open(entry.key)
-                if file is None:
-                    return None
-                with file:
-                    return self._parse(file, entry)
+                return (
+                    None if file is None else in_time(partial(self._parts, file, entry), Deadline())
+                )
         return self.folder.files.get(entry.key)
+
+    def _parts(self, file: pa.NativeFile, entry: Entry, deadline: Deadline) -> pa.Table:
+        """What is needed of a large object."""
+        deadline.allow(entry.size)
+        with file:
+            return self._parse(file, entry)
 
     def _parse(self, data: bytes | pa.NativeFile, entry: Entry) -> pa.Table:
         return schema.from_bytes(
