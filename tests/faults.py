@@ -62,6 +62,8 @@ class FaultyProxy:
         self.met: list[str] = []
         # entries of a listing that are told at once; None = as many as the client asks for
         self.page: int | None = None
+        # seconds after which an answer that drips is broken off
+        self.drip_s = 6.0
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         proxy = self
@@ -180,8 +182,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _drip(self, status: int, headers: dict[str, str], data: bytes) -> None:
         self._answer(status, {**headers, "Content-Length": str(len(data))}, b"")
+        ends = time.monotonic() + self.owner.drip_s
         with contextlib.suppress(OSError):  # the client has gone
             for byte in data:
+                if time.monotonic() > ends:
+                    break
                 self.wfile.write(bytes([byte]))
                 self.wfile.flush()
                 time.sleep(0.2)

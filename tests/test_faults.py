@@ -126,7 +126,7 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up(
     began = time.monotonic()
     with pytest.raises(StoreError, match="the server's answer comes too slowly"):
         aggregate(folder, PLAN)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 100
 
 
 def test_a_listing_that_comes_byte_by_byte_is_given_up(
@@ -152,17 +152,18 @@ def test_parts_of_a_large_object_that_come_byte_by_byte_are_had_as_a_whole(
 
 def test_a_pass_that_gave_up_ends(proxy: FaultyProxy, folder: SweepStore) -> None:
     """Requests that still run hold no process."""
+    proxy.drip_s = 600.0
     proxy.faults.append(Fault("drip", count=1000, method="GET", path="/outcomes/"))
     code = (
-        "import sys; from fractal_k8s.results import retries; retries._ANSWER_S = 1.0;"
-        "from fractal_k8s.cli import main; main(sys.argv[1:])"
+        "from fractal_k8s.results import retries; retries._ANSWER_S = 1.0;"
+        "from fractal_k8s.__main__ import run; run()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "aggregate", SWEEP.id, "--store", folder.files.uri],
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=100,
         env={**os.environ, retries.VARIABLE: "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert (done.returncode, done.stdout) == (2, "")

@@ -113,7 +113,8 @@ def in_time(request: Callable[[Deadline], T], deadline: Deadline) -> T:
     """What a request that changes nothing gives, unless that takes too long.
 
     The client has no deadline of its own for an answer of which a byte comes now and then. Such a
-    request is left to itself, in a thread that ends with the process.
+    request is left to itself, in a thread that ends with the process; until it has ended, pyarrow
+    opens no other store.
 
     Raises:
         TimeoutError: nothing came in time. Whatever else the request raises.
