@@ -184,9 +184,10 @@ def _visited(sweep_id: str, state: str, coverage: float | None, problems: tuple[
 
 def _nothing(sweep_id: str, record: Mapping[str, Any]) -> Visit:
     """A sweep without outcomes; the summary of those that were there stays as it is."""
-    if not record.get("objects"):
+    before = record.get("objects")
+    if not isinstance(before, int) or not before:
         return Visit(sweep_id, "nothing stored")
-    gone = f"all {record['objects']:,} outcome objects that the last pass saw are gone"
+    gone = f"all {before:,} outcome objects that the last pass saw are gone"
     return _visited(sweep_id, "nothing stored", None, (gone,))
 
 
