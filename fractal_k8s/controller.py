@@ -70,6 +70,8 @@ class Launch:
     # what it is forecast to take (`results.ledger.predicted`), and a worker's price, for the ledger
     prediction: dict[str, Any] | None = None
     price_per_hour: float | None = None
+    # train although pods of a cluster seem to train it
+    beside_pods: bool = False
     # take over what other members of the sweep's family have stored of it
     reuse: bool = True
     # what its data hold; None where they are made from its seed
@@ -240,7 +242,7 @@ def train(
     folder.write_plan(launch.plan)
     if launch.data is not None:
         folder.put_note("data", launch.data.to_dict())
-    with SweepLock(folder) as lock:
+    with SweepLock(folder, None if launch.beside_pods else sweep) as lock:
         if isinstance(folder.files, LocalFiles):
             folder.files.remove_leftovers(folder.key())
         # read again under the lock: what another launch has finished meanwhile is not trained twice

@@ -44,6 +44,7 @@ from fractal_k8s.manifest.pod import reads_data, reads_model
 from fractal_k8s.manifest.render import Manifest, render
 from fractal_k8s.manifest.settings import JobSettings, make_settings
 from fractal_k8s.references import is_moving, parse_reference
+from fractal_k8s.results.lease import launcher_of
 from fractal_k8s.results.ledger import NOTE, for_share, predict, record_launch
 from fractal_k8s.results.reach import are_keys_wrong, why_unreadable
 from fractal_k8s.results.store import Store, SweepStore
@@ -298,6 +299,10 @@ def known_points(sweep: Sweep, settings: JobSettings) -> Known:
         raise UsageError(
             f"{folder.where('sweep.json')} holds another sweep under the same id; choose another "
             "--name or another store"
+        )
+    if owner := launcher_of(folder):
+        raise ConflictError(
+            f"{sweep.id} is being trained by {owner}; stop that first, or let it finish"
         )
     if stored is None:
         return Known(np.zeros(sweep.num_points, dtype=bool), folder)

@@ -129,6 +129,21 @@ SMALL = network_text("small", (16, 16))
 
 
 @pytest.fixture
+def bucket(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URI of a place in an empty bucket on that server."""
+    import boto3
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    client: Any = boto3.client("s3", endpoint_url=moto, region_name="us-east-1")
+    client.create_bucket(Bucket="fractal")
+    # the server is that of all tests
+    for entry in client.list_objects_v2(Bucket="fractal").get("Contents", []):
+        client.delete_object(Bucket="fractal", Key=entry["Key"])
+    return f"s3://fractal/maps?endpoint={moto}"
+
+
+@pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a command in an empty folder."""
     monkeypatch.chdir(tmp_path)

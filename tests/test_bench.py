@@ -94,7 +94,7 @@ def test_a_section_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 
     found = run_section("machine", DRY, tmp_path, limit=0.2)
     assert found["failed"] == "ended after its 0.2 s"
-    assert found["wall_seconds"] < 5
+    assert found["wall_seconds"] < 60
 
 
 def test_without_a_gpu_it_says_so() -> None:

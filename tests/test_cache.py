@@ -706,7 +706,7 @@ def test_a_fill_whose_pod_cannot_start_says_why(
     container["env"][1]["valueFrom"]["secretKeyRef"]["optional"] = False
     kubectl: Kubectl = kubectl_on(kubectl_binary, place.kubeconfig, tmp_path)
     kubectl("apply", "-f", "-", stdin=json.dumps(body))
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     status = ("cache", "status", "--context", "standin", "-n", "fractal")
     while "missing" not in (said := run(*status).output) and time.monotonic() < until:
         time.sleep(0.2)

@@ -126,7 +126,7 @@ def claims(standin: StandIn) -> set[str]:
     return {item["metadata"]["name"] for item in standin.objects.list("persistentvolumeclaims")}
 
 
-def job_ended(standin: StandIn, name: str, seconds: float = 120) -> str:
+def job_ended(standin: StandIn, name: str, seconds: float = 240) -> str:
     """How a Job ended: the type of its condition."""
 
     def look() -> str | None:

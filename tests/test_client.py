@@ -140,7 +140,10 @@ def test_what_is_no_kubernetes_is_told(
         way[1].version()
 
 
-def test_an_unknown_authority_is_told_at_once(tmp_path: Path) -> None:
+def test_an_unknown_authority_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fractal_k8s.backends.kube.client._FIRST_WAIT_S", 100.0)
     with StandIn(tmp_path / "standin", run_pods=False) as standin:
         content = yaml.safe_load(standin.kubeconfig.read_text())
         for entry in content["clusters"]:
@@ -151,5 +154,4 @@ def test_an_unknown_authority_is_told_at_once(tmp_path: Path) -> None:
         began = time.monotonic()
         with pytest.raises(ClusterError, match="does not prove who it is"):
             connect("standin", kubeconfig=str(kubeconfig)).version()
-        assert time.monotonic() - began < 5
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60

@@ -139,7 +139,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(send, "_SETTLE_S", 0.4)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -701,6 +701,20 @@ def test_a_resume_without_the_store_goes_by_the_indexes(still: Place) -> None:
     assert "64 experiments" in output
     plan = Plan.from_json(still.config_map(f"{name}-r2")["data"]["sweep.json"], source="test")
     assert Dealt(plan.sweep, plan.deal).positions.tolist() == [*range(64, 128)]
+
+
+def test_what_another_machine_trains_is_not_sent(still: Place) -> None:
+    name = launched(still)
+    still.run("cancel", name)
+    folder = still.store.sweep(name)
+    owner = {"state": "holds", "host": "laptop", "process": 7}
+    folder.files.put(folder.key("running", "a.json"), json.dumps(owner).encode())
+    output = still.run("launch", "small.toml", code=2)
+    assert "is being trained by process 7 on laptop; stop that first" in output
+    assert still.names("jobs") == []
+    folder.files.remove(folder.key("running"))
+    still.run("launch", "small.toml")
+    assert still.names("jobs") == [name]
 
 
 def test_a_resume_of_what_the_cluster_has_forgotten_asks_the_store(still: Place) -> None:

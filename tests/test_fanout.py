@@ -118,7 +118,7 @@ def test_each_worker_has_a_gpu_and_its_lines_say_which(tmp_path: Path) -> None:
         "sys.exit(75 if K == 1 else 0)\n"
     )
     process = pod(tmp_path, code, 3)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=240)
     assert process.returncode == 75
     for k in range(3):
         assert f"[gpu {k}] sees {k}\n" in out
@@ -143,7 +143,7 @@ def test_a_crash_leaves_the_others_alone_and_what_is_wrong_for_all_stops_them(
 ) -> None:
     crash = "os.kill(os.getpid(), signal.SIGKILL) if K == 0 else time.sleep(0.5)\nprint('done')\n"
     process = pod(tmp_path, crash, 2)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=240)
     assert process.returncode == 137
     assert "[gpu 1] done" in out
     wrong = (
@@ -152,7 +152,7 @@ def test_a_crash_leaves_the_others_alone_and_what_is_wrong_for_all_stops_them(
         f"sys.exit({EXIT_SETTINGS}) if K == 0 else time.sleep(600)\n"
     )
     process = pod(tmp_path / "wrong", wrong, 3)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=240)
     assert process.returncode == EXIT_SETTINGS
     assert out.count("] flushed") == 2
 
@@ -175,7 +175,7 @@ def test_sigterm_reaches_every_worker_once_and_a_second_one_changes_nothing(
     for _ in range(3):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=240)
     assert process.returncode == EXIT_TERMINATED
     assert out.count("asked") == out.count("flushed") == 2
     assert message(tmp_path)["code"] == EXIT_TERMINATED
@@ -192,8 +192,8 @@ def test_workers_that_outlive_the_grace_are_killed(tmp_path: Path) -> None:
     workers = [int(process.stdout.readline().split()[-1]) for _ in range(2)]
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert time.monotonic() - began < 10
+    process.communicate(timeout=240)
+    assert time.monotonic() - began < 120
     assert process.returncode == 137
     assert not any(is_alive(worker) for worker in workers)
 
@@ -227,7 +227,7 @@ def test_a_pod_trains_its_shards_and_no_others(tmp_path: Path) -> None:
     process = worker(
         tmp_path, path, "--processes", "3", **log, JOB_COMPLETION_INDEX="1", CUDA_VISIBLE_DEVICES=""
     )
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == EXIT_COMPLETE, err
     assert re.search(r"^\[gpu 0\] sweep \S+, shard 3 ", out, re.MULTILINE)
     folder = Store(str(tmp_path / "runs")).sweep(sweep.id)
@@ -235,7 +235,7 @@ def test_a_pod_trains_its_shards_and_no_others(tmp_path: Path) -> None:
     found = message(tmp_path)
     assert (found["shards"], found["points_done"], found["code"]) == ([3], 3, 0)
     process = worker(tmp_path, path, "--processes", "3", "--shard", "2")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == EXIT_SETTINGS
     assert "pod 2 of 3 shards each has none" in err
 
@@ -246,7 +246,7 @@ def test_damage_in_one_of_real_workers_ends_all_of_them(tmp_path: Path) -> None:
     folder = Store(str(tmp_path / "runs")).sweep(plan.sweep.id)
     folder.files.put(folder.key("classes", "first.json"), b"not JSON")
     process = worker(tmp_path, path, "--processes", "2", "--shard", "0", CUDA_VISIBLE_DEVICES="")
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=240)
     assert process.returncode == EXIT_CORRUPT, out
     assert "not a numerics class written by fractal-k8s" in out
 
@@ -262,8 +262,8 @@ def test_workers_end_with_their_pod(tmp_path: Path) -> None:
     ).stdout.split()
     assert len(children) == 2
     process.kill()  # no chance to tell its workers
-    process.communicate(timeout=60)
-    deadline = time.monotonic() + 60
+    process.communicate(timeout=240)
+    deadline = time.monotonic() + 240
     while any(is_alive(int(child)) for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -273,6 +273,6 @@ def test_workers_never_share_a_gpu_because_none_is_seen(tmp_path: Path) -> None:
     _, path = slow_plan(tmp_path)
     given = {"FRACTAL_K8S_GPUS": "2", "CUDA_VISIBLE_DEVICES": ""}
     process = worker(tmp_path, path, "--processes", "2", "--shard", "0", **given)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == EXIT_RETRY
     assert "2 processes need a GPU each and 0 are visible here" in err

@@ -203,13 +203,14 @@ def test_a_storm_changes_nothing_either(
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 def test_a_right_that_is_missing_is_told_at_once(
-    method: str, proxy: FaultyProxy, folder: SweepStore
+    method: str, proxy: FaultyProxy, folder: SweepStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(retries.VARIABLE, "120")
     proxy.faults.append(Fault("denied", count=1000, method=method, path="/outcomes"))
     began = time.monotonic()
     with pytest.raises(StoreError) as caught:
         collect(folder, SWEEP) if method == "GET" else put(folder, ALL, "new")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     text = str(caught.value)
     assert "access denied; check the credentials and their rights on the bucket" in text
     assert "secret-that-nobody-may-see" not in text
@@ -227,8 +228,14 @@ def test_a_right_that_is_missing_is_told_at_once(
     ],
 )
 def test_what_does_not_pass_is_told_at_once(
-    kind: str, said: str, without_a_body: str, proxy: FaultyProxy, folder: SweepStore
+    kind: str,
+    said: str,
+    without_a_body: str,
+    proxy: FaultyProxy,
+    folder: SweepStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv(retries.VARIABLE, "120")
     files = open_files(folder.files.uri)
     proxy.faults.append(Fault(kind, count=1000))
     began = time.monotonic()
@@ -239,7 +246,7 @@ def test_what_does_not_pass_is_told_at_once(
     ):
         with pytest.raises(StoreError, match=re.escape(words)):
             request()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(
@@ -315,7 +322,7 @@ def test_trouble_that_does_not_pass_ends_in_time(
     began = time.monotonic()
     with pytest.raises(StoreError, match="the trouble may pass: try again later"):
         folder.files.get(folder.key("sweep.json"))
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 29  # shorter than without the variable
 
 
 def test_a_pass_that_fails_leaves_the_last_summary(

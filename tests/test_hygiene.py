@@ -41,7 +41,7 @@ def run_script(tmp_path: Path, code: str, sweep: Sweep, **env: str) -> tuple[int
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=240,
         close_fds=False,
     )
     return done.returncode, done.stdout, done.stderr

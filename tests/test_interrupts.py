@@ -27,7 +27,7 @@ from test_s3 import bucket
 
 __all__ = ["bucket", "folder"]  # fixtures
 
-_LONGEST_S = 60.0
+_LONGEST_S = 240.0
 
 
 class Started:

@@ -84,7 +84,7 @@ def test_everything_that_is_missing_is_named_at_once(standin: StandIn, look: Loo
         priority_class="low",
         queue="research",
     )
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
     problems = "\n".join(findings.problems)
     for expected in (
         "namespace fractal is missing; create it with: kubectl --context standin -n fractal create",

@@ -140,7 +140,7 @@ def test_a_stop_while_a_model_is_made_leaves_nothing(
     while not process.stdout.readline().startswith("base "):  # it trains
         assert process.poll() is None
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == code
     assert said.strip().endswith("stopped before it was done; run the same command to begin again")
     assert not [path for path in (tmp_path / "cache" / "pretrained").iterdir() if path.is_dir()]

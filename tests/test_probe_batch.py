@@ -163,7 +163,7 @@ def test_ctrl_c_says_what_is_known(options: list[str], tmp_path: Path) -> None:
     assert process.stdout is not None
     first = process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=60)
+    rest, errors = process.communicate(timeout=240)
     assert process.returncode == 130, errors
     assert "1 rows  fits" in first
     assert "stopped; what is known so far" in rest

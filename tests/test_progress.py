@@ -401,7 +401,7 @@ def submit_to(cluster: Cluster, name: str, script: str, *, res: int = 4, **setti
     return plan.sweep.id
 
 
-def until(look: Callable[[], Any], seconds: float = 15.0) -> Any:
+def until(look: Callable[[], Any], seconds: float = 240) -> Any:
     """What `look` gives once it gives something."""
     deadline = time.monotonic() + seconds
     while not (found := look()):

@@ -193,7 +193,7 @@ def test_a_real_client_sends_it(
             env={"KUBECONFIG": str(api.kubeconfig), "HOME": str(tmp_path)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
         )
         assert done.returncode == 0, done.stderr
     stored = api.objects.get("jobs", "fractal", docvqa().id)

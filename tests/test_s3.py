@@ -11,24 +11,9 @@ from fractal_k8s.aggregate import aggregate, read_grid
 from fractal_k8s.backends import Work
 from fractal_k8s.backends.inline import InlineBackend
 from fractal_k8s.errors import StoreError
-from fractal_k8s.results.lock import SweepLock, is_locked
 from fractal_k8s.results.store import Store
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.deal import Deal
-
-
-@pytest.fixture
-def bucket(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    import boto3
-
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    client: Any = boto3.client("s3", endpoint_url=moto, region_name="us-east-1")
-    client.create_bucket(Bucket="fractal")
-    # the server is that of all tests
-    for entry in client.list_objects_v2(Bucket="fractal").get("Contents", []):
-        client.delete_object(Bucket="fractal", Key=entry["Key"])
-    return f"s3://fractal/maps?endpoint={moto}"
 
 
 def test_a_sweep_trains_into_a_bucket_and_resumes_from_it(bucket: str) -> None:
@@ -71,13 +56,6 @@ def test_a_small_write_is_one_request(
 
 def test_a_place_is_shown_without_its_options(bucket: str) -> None:
     assert Store(bucket).sweep("x").where("summary") == "s3://fractal/maps/x/summary"
-
-
-def test_there_is_no_lock_in_a_bucket(bucket: str) -> None:
-    folder = Store(bucket).sweep("x")
-    with SweepLock(folder) as lock:
-        assert lock.handle is None
-    assert is_locked(folder) is None
 
 
 def test_a_missing_bucket_is_named(moto: str, bucket: str) -> None:

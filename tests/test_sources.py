@@ -564,7 +564,7 @@ def filling_process(model: Path, home: Path, pause: float, **options: Any) -> su
 
 def test_processes_that_fill_at_once_fetch_once(model: Path, golden: Path, tmp_path: Path) -> None:
     processes = [filling_process(model, tmp_path / "model", 0.05) for _ in range(3)]
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
     digest = find_checkpoint(golden).digest()
     assert all(f"digest {digest}" in output for output in outputs)
     assert "".join(outputs).count(f"got {MODEL}") == 1
@@ -577,7 +577,7 @@ def test_who_waited_for_a_fill_that_came_to_nothing_fills(model: Path, tmp_path:
         assert process.stdout is not None
         assert "waiting for another process" in process.stdout.readline()
         raise KeyboardInterrupt
-    assert "digest" in process.communicate(timeout=60)[0]
+    assert "digest" in process.communicate(timeout=240)[0]
     assert sealed.read_whole(home) is not None
     assert (home / sealed.LOCK).exists()
 
@@ -593,7 +593,7 @@ def test_a_fill_that_is_killed_goes_on_where_it_was(model: Path, tmp_path: Path)
     process.wait()
     process.communicate()
     assert sealed.read_whole(home) is None
-    output = filling_process(model, home, 0).communicate(timeout=60)[0]
+    output = filling_process(model, home, 0).communicate(timeout=240)[0]
     assert f"got {MODEL}" not in output
     assert "digest" in output
     seal = sealed.read_whole(home)
@@ -657,7 +657,7 @@ def test_killed_at_any_moment_it_is_never_ready_too_soon(model: Path, tmp_path: 
 
     thread = threading.Thread(target=watch)
     thread.start()
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     thread.join()
     assert not seen.is_set()
     assert sealed.read_whole(home) is not None
@@ -673,7 +673,7 @@ def test_a_disk_that_is_full_is_told_and_the_rest_taken_up_later(
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
     process = filling_process(model, home, 0, preexec_fn=limited)
-    errors = process.communicate(timeout=60)[1]
+    errors = process.communicate(timeout=240)[1]
     assert "the disk is full" in errors
     assert sealed.read_whole(home) is None
     assert fill(home, model_goods(str(model)), quiet).digest
@@ -719,7 +719,7 @@ def test_processes_fill_at_once_where_there_are_no_locks(
     ]
     digest = find_checkpoint(golden).digest()
     for process in processes:
-        output = process.communicate(timeout=100)[0]
+        output = process.communicate(timeout=240)[0]
         assert f"digest {digest}" in output, output
     seal = sealed.read_whole(home)
     assert seal is not None

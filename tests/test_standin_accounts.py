@@ -45,7 +45,7 @@ def log(cluster: StandIn) -> str:
     return "".join(path.read_text() for path in paths if path.exists())
 
 
-def until(look: Callable[[], Any], seconds: float = 20) -> Any:
+def until(look: Callable[[], Any], seconds: float = 240) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < deadline, "waited too long"

@@ -329,7 +329,7 @@ def test_a_pod_that_waits_for_its_store_ends_within_the_grace(tmp_path: Path) ->
     logs.unlink()
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 143, out + err
     assert time.monotonic() - began < 8
     assert "stopped after 16 points, which are stored" in out
@@ -420,7 +420,7 @@ def test_sigterm_saves_what_is_done_and_ends_with_143(tmp_path: Path) -> None:
     for _ in range(50):
         process.stdout.readline()
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=240)
     assert process.returncode == 143
     told = re.search(r"stopped after (\d+) points, which are stored", out)
     assert told is not None
@@ -482,7 +482,7 @@ def test_a_worker_that_cannot_work_says_why(
     path = plan_file(tmp_path, mlp_sweep(resolution=[3, 4]))
     path.write_text(change(path.read_text()))
     process = start(path, tmp_path / "runs", shard=99)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == code
     assert err.startswith("Error: ")
     assert message in err
@@ -497,13 +497,13 @@ def test_the_plan_of_another_job_is_not_trained(tmp_path: Path) -> None:
     path = plan_file(tmp_path, sweep, Deal(points_per_shard=2))
     # the plan has no shard 3: were it the right one, that would be wrong for every shard
     process = start(path, tmp_path / "runs", shard=3, FRACTAL_K8S_DEAL=wanted.tag)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == EXIT_RETRY
     assert "is the plan of another Job" in err
     assert not (tmp_path / "runs").exists()
     path = plan_file(tmp_path, sweep, wanted)
     process = start(path, tmp_path / "runs", shard=3, FRACTAL_K8S_DEAL=wanted.tag)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == EXIT_COMPLETE, err
 
 
@@ -516,7 +516,7 @@ def test_a_pod_whose_gpu_cannot_be_used_asks_for_another_attempt(
     path = plan_file(tmp_path, sweep)
     hidden = {"CUDA_VISIBLE_DEVICES": ""}
     process = start(path, tmp_path / "runs", FRACTAL_K8S_GPUS="1", **hidden)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == EXIT_RETRY
     assert "given a GPU and CUDA shows none" in err
     assert Store(str(tmp_path / "runs")).sweep(sweep.id).claimed_class() is None
@@ -541,7 +541,7 @@ def test_corrupt_weights_end_with_65(tmp_path: Path, golden: Path) -> None:
         },
     }
     process = start(plan_file(tmp_path, Sweep.parse(raw)), tmp_path / "runs")
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 65
     assert "damaged or truncated" in err
 
@@ -577,10 +577,10 @@ sys.exit(Worker(Store({str(tmp_path / "runs")!r}).sweep(plan.sweep.id), plan, 0)
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 70, done.stderr
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 120
     assert "no training step for" in done.stderr
     assert "what is done is stored" in done.stderr
     folder = Store(str(tmp_path / "runs")).sweep(sweep.id)
@@ -645,12 +645,12 @@ def test_every_way_out_leaves_last_words(tmp_path: Path) -> None:
     path = plan_file(tmp_path, sweep)
     log = {termination.VARIABLE: str(tmp_path / "message")}
     process = start(path, tmp_path / "runs", **log)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     counts = {"points_done": 12, "points_total": 12, "failed": 0, "stored": 12}
     assert read_message(tmp_path) == {"shards": [0], **counts, "code": 0}
     (tmp_path / "message").unlink()
     process = start(path, tmp_path / "runs", shard=7, **log)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     found = read_message(tmp_path)
     assert found["code"] == process.returncode == 64
     assert "shard 7 does not exist" in found["error"]
@@ -697,7 +697,7 @@ def test_sigterm_at_any_time_ends_cleanly(seconds: float, tmp_path: Path) -> Non
     for _ in range(3):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.05)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     if process.returncode == -signal.SIGTERM:  # before a line of ours was run
         assert out == ""
         return
@@ -765,7 +765,7 @@ def test_what_hangs_does_not_outlast_the_grace(
         text=True,
         env={
             **os.environ,
-            "FRACTAL_K8S_GRACE_SECONDS": "4",
+            "FRACTAL_K8S_GRACE_SECONDS": "8",
             "FRACTAL_K8S_TERMINATION_LOG": str(tmp_path / "message"),
         },
     )
@@ -774,8 +774,8 @@ def test_what_hangs_does_not_outlast_the_grace(
         assert line
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=30)
-    assert time.monotonic() - began < 4.0
+    out, err = process.communicate(timeout=240)
+    assert time.monotonic() - began < 8.0
     assert process.returncode == code, err
     folder = Store(str(tmp_path / "runs")).sweep(sweep.id)
     assert int(read_grid(folder, Plan(sweep, Deal())).known.sum()) == stored
@@ -828,7 +828,7 @@ def test_a_worker_whose_cache_is_empty_asks_for_another_attempt(tmp_path: Path) 
     while "waiting up to 600 s for" not in (line := process.stdout.readline()):
         assert line
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=240)
     assert process.returncode == 143
     assert out == "stopped before the first point, nothing is lost\n"
 

@@ -20,7 +20,7 @@ from fractal_k8s.cli.common import (
 )
 from fractal_k8s.cli.job_options import JobOptions, job_options
 from fractal_k8s.cli.sending import Sending, refuse_mixture, typed, wait_option
-from fractal_k8s.cli.training import training_options
+from fractal_k8s.cli.training import pods_option, training_options
 from fractal_k8s.cli.where import Where, cluster_options
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 @repeats_option
 @store_option
 @training_options
+@pods_option
 @mixed_option
 @cluster_options
 @job_options

@@ -127,9 +127,10 @@ def refuse_mixture(where: Where, job: JobOptions, *, wait: bool = False) -> None
         if wait:
             raise click.UsageError("--wait needs --context NAME: without a cluster launch waits")
         return
-    if wrong := [name for name in ("workers", "backend") if typed(name)]:
+    if wrong := [name for name in ("workers", "backend", "beside_pods") if typed(name)]:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in wrong)
         raise click.UsageError(
-            f"{' and '.join(f'--{name}' for name in wrong)} say how this machine trains, and "
+            f"{options} say how this machine trains, and "
             "--context sends the sweep to a cluster; there, say --gpus N"
         )
 

@@ -57,6 +57,13 @@ points_option: Final = click.option(
 )
 
 
+pods_option: Final = click.option(
+    "--beside-pods",
+    is_flag=True,
+    help="Train here although a cluster's pod has just stored points of the sweep.",
+)
+
+
 def training_options(function: F) -> F:
     """How this machine trains; GPUs and points per shard have options of their own."""
     decorators = [
@@ -107,6 +114,7 @@ def train_missing(
     backend: str,
     wandb_project: str | None = None,
     wandb_mode: str | None = None,
+    beside_pods: bool = False,
     reuse: bool = True,
     new: bool = False,
     launched: Sweep | None = None,
@@ -114,6 +122,7 @@ def train_missing(
     """Trains what is missing of a sweep and writes its summary.
 
     Args:
+        beside_pods: also if pods of a cluster seem to train it.
         reuse: take over what the sweep's family has stored of it.
         new: the sweep was described just now, so that its demand is checked.
         launched: the stored sweep that this one is, with its files where they lie here.
@@ -139,7 +148,7 @@ def train_missing(
         allow_mixed=allow_mixed,
         launched=launched,
     )
-    launch = replace(launch, reuse=reuse)
+    launch = replace(launch, reuse=reuse, beside_pods=beside_pods)
     if new:
         controller.check_supply(launch)
     console = Console(stderr=as_json)

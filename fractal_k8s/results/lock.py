@@ -1,8 +1,8 @@
-"""One launcher per sweep and local store at a time.
+"""One launcher per sweep and store at a time.
 
-The lock is held by an open file description: the launcher's, which its workers inherit. It ends
-only when all of them are gone, so a launcher that was killed cannot be joined by a second one while
-its workers still train.
+In object storage it holds a lease (`results.lease`). In a local store the lock is held by an open
+file description: the launcher's, which its workers inherit. It ends only when all of them are gone,
+so a launcher that was killed cannot be joined by a second one while its workers still train.
 """
 
 from __future__ import annotations
@@ -17,18 +17,28 @@ from typing import Final
 
 from fractal_k8s.errors import ConflictError, StoreError
 from fractal_k8s.results.files import LocalFiles, local_errors
+from fractal_k8s.results.lease import Lease, launcher_of
 from fractal_k8s.results.store import SweepStore
+from fractal_k8s.sweep.definition import Sweep
 
 _NAME: Final = ".lock"
 _PATIENCE_S: Final = 4.0
 
 
 class SweepLock:
-    """Holds a sweep's lock for a `with` block. In object storage there is none to hold."""
+    """Holds a sweep's lock for a `with` block.
 
-    def __init__(self, folder: SweepStore) -> None:
+    Args:
+        sweep: in object storage, what pods of a cluster must not be training too.
+
+    Attributes:
+        handle: what workers inherit; None in object storage.
+    """
+
+    def __init__(self, folder: SweepStore, sweep: Sweep | None = None) -> None:
         self.folder = folder
         self.handle: int | None = None
+        self._lease = Lease(folder, sweep)
 
     def __enter__(self) -> SweepLock:
         """Takes the lock.
@@ -38,6 +48,7 @@ class SweepLock:
         """
         path = _path(self.folder)
         if path is None:
+            self._lease.__enter__()
             return self
         with local_errors("lock", path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +72,9 @@ class SweepLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.handle is not None:
+        if self.handle is None:
+            self._lease.__exit__(kind, error, trace)
+        else:
             os.close(self.handle)
             self.handle = None
 
@@ -88,10 +101,13 @@ def _take(handle: int) -> bool:
 
 
 def is_locked(folder: SweepStore) -> bool | None:
-    """Whether a process of this machine trains the sweep; None where that cannot be known."""
+    """Whether a process trains the sweep; None where that cannot be known.
+
+    Pods of a cluster train into object storage without a word there.
+    """
     path = _path(folder)
     if path is None:
-        return None
+        return True if launcher_of(folder) is not None else None
     try:
         with local_errors("lock", path):
             handle = os.open(path, os.O_RDONLY)

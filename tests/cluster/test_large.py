@@ -105,7 +105,7 @@ def measured(
     if end is not None:
         time.sleep(end)
         process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=240)
     found = re.search(r"^measured (\d+) MiB ([\d.]+) s$", err, re.M)
     assert found is not None, err
     assert "Traceback" not in err, err

@@ -119,7 +119,7 @@ def kubectl_on(binary: Path, kubeconfig: Path, home: Path) -> Kubectl:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
         )
         assert code is None or done.returncode == code, done.stdout + done.stderr

@@ -1,0 +1,176 @@
+"""One launcher per sweep in object storage, where there are no locks.
+
+A launcher leaves an object that says who it is and writes it again while it trains. One that has
+not been written for a while is that of a launcher which is gone. All times are the store's, so that
+no machine's clock matters. Pods of a cluster hold no lease; what they have just stored shows them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fractal_k8s.errors import ConflictError, CorruptError, StoreError
+from fractal_k8s.results import schema
+from fractal_k8s.results.files import Entry
+from fractal_k8s.results.store import SweepStore
+from fractal_k8s.sweep.definition import Sweep
+
+_FOLDER: Final = "running"
+_RENEWED_S: Final = 20.0
+# three renewals may fail before a launcher is taken for gone
+_GONE_S: Final = 90.0
+# how long another launcher's object may take until everybody sees it
+_SETTLE_S: Final = 2.0
+# a launcher of another machine, whose clock may differ by a minute
+_SKEW_S: Final = 60.0
+# longer than a point takes: pods store what they have after each one, half a minute apart
+_QUIET_S: Final = 600.0
+
+
+def launcher_of(folder: SweepStore) -> str | None:
+    """Who trains a sweep in object storage from a machine of their own; None if nobody does.
+
+    Only reads, so that an age is that by this machine's clock.
+    """
+    for entry in folder.files.entries(folder.key(_FOLDER)):
+        if abs(time.time_ns() - entry.modified_ns) / 1e9 < _GONE_S + _SKEW_S:
+            owner = _read(folder, entry)
+            if owner is not None and owner.get("state") == "holds":
+                return _named(owner)
+    return None
+
+
+def _read(folder: SweepStore, entry: Entry) -> dict[str, Any] | None:
+    """Who left an object; None if it is gone. One that says nothing is somebody's all the same."""
+    data = folder.files.get(entry.key)
+    if data is None:
+        return None
+    try:
+        found = json.loads(data)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {"state": "holds"}
+
+
+def _named(owner: Mapping[str, Any]) -> str:
+    return f"process {owner.get('process', 'unknown')} on {owner.get('host', 'another machine')}"
+
+
+class Lease:
+    """Holds a sweep in object storage for a `with` block.
+
+    Args:
+        sweep: what is trained there, if pods of a cluster may be training it too; None = they
+            are let be.
+    """
+
+    def __init__(self, folder: SweepStore, sweep: Sweep | None) -> None:
+        self._folder, self._sweep = folder, sweep
+        self._name = f"{secrets.token_hex(6)}.json"
+        self._ended = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        """Takes the lease.
+
+        Raises:
+            ConflictError: another launcher trains this sweep, or pods do; says which.
+        """
+        self._write("asks")
+        try:
+            now = self._own_time()
+            if self._sweep is not None:
+                self._refuse_pods(self._sweep, now)
+            time.sleep(_SETTLE_S)
+            self._refuse_launchers()
+        except BaseException:
+            self._folder.files.discard([self._key(self._name)])
+            raise
+        self._write("holds")
+        self._renewing.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._renewing.join()
+        with contextlib.suppress(StoreError):  # where nothing may be deleted, this has to do
+            self._write("ended")
+        self._folder.files.discard([self._key(self._name)])
+
+    def _renew(self) -> None:
+        while not self._ended.wait(_RENEWED_S):
+            try:
+                self._write("holds")
+            except StoreError:  # the next time may do; what is trained is kept until it does
+                continue
+
+    # --- others ---
+
+    def _refuse_launchers(self) -> None:
+        entries = self._entries()
+        now = max(entry.modified_ns for entry in entries)
+        for entry in entries:
+            name = entry.key.rpartition("/")[2]
+            age = (now - entry.modified_ns) / 1e9
+            if name == self._name:
+                continue
+            if age > _GONE_S:
+                self._folder.files.discard([entry.key])
+                continue
+            owner = _read(self._folder, entry)
+            state = None if owner is None else owner.get("state")
+            # of two that ask at the same time one must give way
+            if owner is not None and (state == "holds" or (state == "asks" and name < self._name)):
+                raise ConflictError(
+                    f"{self._folder.sweep_id} is being trained by {_named(owner)}; watch it with: "
+                    f"{self._folder.command('status --watch')}, or, if it is gone, try again in "
+                    f"{_GONE_S:.0f} s"
+                )
+
+    def _refuse_pods(self, sweep: Sweep, now: int) -> None:
+        """Refuses a sweep of which a pod has just stored points."""
+        entries = self._folder.outcome_entries()
+        last = max(entries, key=lambda entry: entry.modified_ns, default=None)
+        if last is None or (age := (now - last.modified_ns) / 1e9) > _QUIET_S:
+            return
+        pod = self._pod_of(sweep, last)
+        if pod is not None:
+            raise ConflictError(
+                f"{self._folder.sweep_id}: pod {pod} of a cluster stored points "
+                f"{max(age, 0):.0f} s ago, and what it trains would be trained twice; if its Job "
+                "has ended give --beside-pods, else wait for it or stop it with: "
+                f"fractal-k8s cancel {self._folder.sweep_id} --context NAME"
+            )
+
+    def _pod_of(self, sweep: Sweep, entry: Entry) -> str | None:
+        data = self._folder.files.get(entry.key)
+        try:
+            table = None if data is None else schema.from_bytes(data, sweep=sweep, source=entry.key)
+        except CorruptError:  # the launch itself names what is damaged
+            return None
+        pods = [] if table is None else table.column("pod").drop_null().to_pylist()
+        return str(pods[-1]) if pods else None
+
+    # --- objects ---
+
+    def _key(self, *name: str) -> str:
+        return self._folder.key(_FOLDER, *name)
+
+    def _entries(self) -> list[Entry]:
+        return self._folder.files.entries(self._key())
+
+    def _own_time(self) -> int:
+        """The store's present time, in ns."""
+        return max(entry.modified_ns for entry in self._entries())
+
+    def _write(self, state: str) -> None:
+        content = {"state": state, "host": platform.node(), "process": os.getpid()}
+        self._folder.files.put(self._key(self._name), json.dumps(content).encode())
