@@ -18,9 +18,8 @@ from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.deal import Deal
 from standin.objects import Object
 from test_dispatch import Place, launched, small_sweep, still, train_some, write_site
-from test_s3 import bucket
 
-__all__ = ["bucket", "still"]  # fixtures
+__all__ = ["still"]  # fixtures
 
 WITH = ("--job", "aggregator=true")
 FAILED = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}

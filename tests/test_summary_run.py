@@ -34,9 +34,8 @@ from standin.experiments import Experiments, serving
 from test_aggregate import ALL, PLAN, SWEEP, folder, put
 from test_aggregate import passed as aggregated
 from test_results import outcome_of
-from test_s3 import bucket
 
-__all__ = ["bucket", "folder"]  # fixtures
+__all__ = ["folder"]  # fixtures
 
 KEY = "a1" * 20
 OTHER = "very-secret-" + "s3" * 14
