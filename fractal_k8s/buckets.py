@@ -31,6 +31,12 @@ def place_in_bucket(uri: str) -> str | None:
     return "/".join(folders)
 
 
+def below(uri: str, *folders: str) -> str:
+    """URI of a folder of a store: a bucket's options stay behind it, a path has none."""
+    place, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    return "/".join((place.rstrip("/"), *folders)) + mark + options
+
+
 def open_s3(uri: str, options: dict[str, str]) -> pafs.FileSystem:
     """S3 as a URI's query options and the environment describe it.
 

@@ -57,6 +57,7 @@ from fractal_k8s.sweep.supply import refuse_repeats
 
 if TYPE_CHECKING:
     from fractal_k8s.aggregate import Aggregation
+    from fractal_k8s.results.grid import Grid
 
 T = TypeVar("T")
 Mask = npt.NDArray[np.bool_]
@@ -445,6 +446,25 @@ def _stored_plan(settings: JobSettings, text: str, error: FractalError) -> Plan:
         raise UsageError(
             f"{error}, and its store has nothing of it; launch it again from its sweep file"
         ) from None
+
+
+def read_map(found: Found) -> tuple[SweepStore, Grid]:
+    """A sweep's folder and its map, for what is chosen and compared on this machine.
+
+    Raises:
+        UsageError: its store cannot be read from here.
+        FractalError: what it holds is not one map.
+    """
+    from fractal_k8s.aggregate import read_grid
+
+    sweep, settings = found.plan.sweep, found.settings
+    store, why = open_client_store(settings)
+    if store is None:
+        raise UsageError(
+            f"{why}; points are chosen and compared here: give --store URI if this machine has it"
+        )
+    folder = store.sweep(sweep.id)
+    return folder, read_grid(folder, Plan(sweep, Deal()), allow_mixed=settings.allow_mixed)
 
 
 def order_rest(found: Found, *, points_per_index: int | None) -> Order | None:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -136,10 +136,10 @@ def compose(
     random = np.random.RandomState([seed, _STREAM, 1])
     small = len(points) * 2 // 5
     orders: tuple[Order, ...] = ("coarse", "row-major")
-    ranks = {order: _ranks(sweep, order) for order in orders}
+    turn_of = {order: ranks(sweep, order) for order in orders}
 
     def batch(part: Sequence[int], order: Order) -> Batch:
-        turns = sorted(part, key=lambda point: int(ranks[order][point]))
+        turns = sorted(part, key=lambda point: int(turn_of[order][point]))
         moved = [first[p] != k if p in first else None for k, p in enumerate(turns)]
         return Batch(tuple(turns), order, moved=tuple(moved))
 
@@ -152,20 +152,49 @@ def compose(
     return best + [Batch((point,), is_cold=True, moved=(None,)) for point in points if cold]
 
 
-def _ranks(sweep: Sweep, order: Order) -> Indexes:
+def ranks(sweep: Sweep, order: Order) -> Indexes:
     """When each point's experiment has its turn in that order, shape (points,)."""
     dealt = Dealt(sweep, Deal(order=order))
     turns = np.zeros(sweep.num_points, dtype=np.int64)
     turns[dealt.order] = np.arange(len(dealt.order))
-    ranks: Indexes = turns[dealt.representatives]
-    return ranks
+    found: Indexes = turns[dealt.representatives]
+    return found
 
 
 def _plan_of(sweep: Sweep, batch: Batch) -> Plan:
     """The batch as the only shard of a deal."""
-    positions = np.unique(_ranks(sweep, batch.order)[list(batch.points)])
+    positions = np.unique(ranks(sweep, batch.order)[list(batch.points)])
     only = format_intervals(positions)
     return Plan(sweep, Deal(order=batch.order, points_per_shard=len(positions), only=only))
+
+
+def lay_down_classes(folder: SweepStore, grid: Grid, points: Sequence[int]) -> None:
+    """What makes a worker compare its machine with the one that trained the points first."""
+    for point in points:
+        record = grid.record(*divmod(point, grid.sweep.columns))
+        assert record is not None  # only points with a result are chosen
+        numerics_class, text = record["numerics_class"], record["fingerprint"] or "{}"
+        folder.claim_class(numerics_class)
+        if golden := json.loads(text).get("golden"):
+            put_golden(folder, numerics_class, Golden(golden, text))
+
+
+def repeat_of(grid: Grid, again: Grid, point: int, **where: Any) -> Repeat:
+    """What came of a point that was trained again.
+
+    Args:
+        where: the fields of `Repeat` that say where that was, but for the point itself.
+
+    Raises:
+        IncompleteError: it was not, or it failed.
+    """
+    i, j = divmod(point, grid.sweep.columns)
+    before, after = grid.record(i, j), again.record(i, j)
+    assert before is not None  # only points with a result are chosen
+    if after is None or after["state"] == State.FAILED.value:
+        reason = "stopped" if after is None else f"failed, {after['error']}"
+        raise IncompleteError(f"point ({i}, {j}) was not trained again ({reason}); try again")
+    return compare(before, after, i=i, j=j, **where)
 
 
 class Retraining:
@@ -237,7 +266,7 @@ class Retraining:
 
     def _train(self, number: int, batch: Batch, place: str) -> list[Repeat]:
         folder, plan = Store(place).sweep(self.sweep.id), _plan_of(self.sweep, batch)
-        self._lay_down_classes(folder, batch)
+        lay_down_classes(folder, self.grid, batch.points)
         device = self._free.get()
         try:
             gpus = () if device is None else (device,)
@@ -254,37 +283,17 @@ class Retraining:
             reason = status.failed.get(0, "the worker stored nothing")
             raise UsageError(f"the points cannot be trained again here: {reason}")
         repeats = [
-            self._compare(again, number, batch, turn, point)
+            repeat_of(
+                self.grid,
+                again,
+                point,
+                shard=number,
+                size=len(batch.points),
+                place=turn,
+                moved=batch.moved[turn],
+                cold=batch.is_cold,
+            )
             for turn, point in enumerate(batch.points)
         ]
         self.tell(f"shard {number} of {len(self.batches)}: {len(repeats)} trained again")
         return repeats
-
-    def _lay_down_classes(self, folder: SweepStore, batch: Batch) -> None:
-        """What makes a worker compare its machine with the one that trained the points first."""
-        for point in batch.points:
-            record = self.grid.record(*divmod(point, self.sweep.columns))
-            assert record is not None  # only points with a result are chosen
-            numerics_class, text = record["numerics_class"], record["fingerprint"] or "{}"
-            folder.claim_class(numerics_class)
-            if golden := json.loads(text).get("golden"):
-                put_golden(folder, numerics_class, Golden(golden, text))
-
-    def _compare(self, again: Grid, number: int, batch: Batch, turn: int, point: int) -> Repeat:
-        i, j = divmod(point, self.sweep.columns)
-        before, after = self.grid.record(i, j), again.record(i, j)
-        assert before is not None  # only points with a result are chosen
-        if after is None or after["state"] == State.FAILED.value:
-            reason = "stopped" if after is None else f"failed, {after['error']}"
-            raise IncompleteError(f"point ({i}, {j}) was not trained again ({reason}); try again")
-        return compare(
-            before,
-            after,
-            i=i,
-            j=j,
-            shard=number,
-            size=len(batch.points),
-            place=turn,
-            moved=batch.moved[turn],
-            cold=batch.is_cold,
-        )

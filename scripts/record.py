@@ -45,6 +45,7 @@ TREE = {
     "fractal_k8s/controller.py": "what launch and resume do on this machine",
     "fractal_k8s/dispatch.py": "what launch and resume do with a cluster",
     "fractal_k8s/repro.py": "what repro does: points again elsewhere, compared bit for bit",
+    "fractal_k8s/repro_job.py": "the same with a cluster: a Job and a store of its own",
     "fractal_k8s/cli/": "the commands, one file each",
     "third_party/nanochat/": "the upstream commit we are compatible with; no code",
     "manifests/": "recorded examples of what is sent to a cluster",

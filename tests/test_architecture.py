@@ -69,6 +69,16 @@ ALLOWED = {
         "sweep",
         "train",
     },
+    "repro_job": {
+        "aggregate",
+        "backends",
+        "buckets",
+        "dispatch",
+        "manifest",
+        "repro",
+        "results",
+        "sweep",
+    },
     "controller": {"aggregate", "backends", "environ", "results", "sweep", "train", "worker"},
 }
 

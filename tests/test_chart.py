@@ -716,11 +716,13 @@ def test_each_policy_is_for_its_pods_and_no_others(helm: Helm) -> None:
     cron = one(items, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
     worker = rendered().job["spec"]["template"]["metadata"]["labels"]
     launched = {**worker, labels.COMPONENT: "aggregator"}
+    again = {**worker, labels.COMPONENT: labels.REPRO}
     (test, _) = [item["metadata"]["labels"] for item in items if item["kind"] == "Pod"]
     for found, part in (
         (job, "fill"),
         (cron, "aggregator"),
         (worker, "worker"),
+        (again, "worker"),
         (launched, "aggregator"),
         (test, "worker"),  # or it would pass where workers cannot reach the store
     ):

@@ -275,6 +275,7 @@ ROW = {
     "numerics_class": "x",
     "probe_before": None,
     "probe_after": None,
+    "node": None,
     **{name: 0.5 for name in schema.RESULT_COLUMNS if name not in ("losses", "state")},
 }
 NAN, INF = float("nan"), float("inf")

@@ -15,6 +15,8 @@ import yaml
 
 from conftest import Run, mlp_sweep
 from fractal_k8s import cli
+from fractal_k8s.backends import Work
+from fractal_k8s.backends.inline import InlineBackend
 from fractal_k8s.backends.kube.rights import AGGREGATOR, RIGHTS, WORKER, Right, roles_text
 from fractal_k8s.manifest import labels
 from fractal_k8s.results.store import Store
@@ -22,6 +24,8 @@ from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.deal import Deal
 from standin.cluster import StandIn
 from sweeps import network_text
+from test_dispatch import Place
+from test_repro_job import complete, meanwhile
 
 ROLES = Path(__file__).parents[1] / "manifests" / "rbac.yaml"
 
@@ -216,6 +220,18 @@ def test_every_command_needs_exactly_the_rights_of_the_table(
     watched("report", "parent")
     watched("show", "parent")
     watched("list", "--stored")
+    place = Place(standin, run, folder.parent)
+    work = Work(place.store.sweep(parent.sweep.id), Plan(parent.sweep, Deal(points_per_shard=42)))
+    InlineBackend().submit(work, lambda event: None).wait()
+    for command in (
+        ("repro", "parent", "--sample", "4"),
+        ("controls", "parent", "--seeds", "0", "--job", "aggregator=false"),
+    ):
+        with meanwhile(place, lambda: complete(place)):
+            watched(*command)
+        for plural in ("jobs", "configmaps"):
+            for name in place.names(plural):
+                standin.objects.delete(plural, "fractal", name)
     watched("launch", "sweep.toml", "--points-per-index", "1")
     watched("launch", "sweep.toml", "--points-per-index", "1")
     job, aggregator = sorted(each["metadata"]["name"] for each in standin.objects.list("jobs"))

@@ -40,15 +40,18 @@ def command(
         fractal-k8s delete docvqa-d20-0123456789 --results --context cks-wb3
     """
     from fractal_k8s.backends.kube import steer
-    from fractal_k8s.backends.kube.jobs import sweep_and_jobs
+    from fractal_k8s.backends.kube.jobs import jobs_of, sweep_and_jobs
+    from fractal_k8s.manifest import labels
 
     if not results and (confirm or store_uri):
         raise click.UsageError("--confirm and --store say something of the results: add --results")
     cluster = where.connect()
     found, jobs = sweep_and_jobs(cluster, sweep_id)
+    again = jobs_of(cluster, found, component=labels.REPRO)
     folder = _folder(cluster, found, jobs, store_uri) if results else None
     if folder is not None:
         _confirm(found, folder, confirm)
+    jobs += again
     steer.cancel(cluster, jobs)
     plans = steer.delete_plans(cluster, found)
     if folder is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,14 +18,18 @@ from fractal_k8s.cli.common import (
     relocation_options,
     store_option,
 )
+from fractal_k8s.cli.job_options import JobOptions, job_options
 from fractal_k8s.cli.logs import PointParam
+from fractal_k8s.cli.sending import Sending, refuse_mixture, refuse_relocation, typed
 from fractal_k8s.cli.training import Stop, backend_option, workers_option
+from fractal_k8s.cli.where import Where, cluster_options
 from fractal_k8s.errors import FractalError
 from fractal_k8s.stopping import exit_code
 
 if TYPE_CHECKING:
     from fractal_k8s.repro import Retraining
     from fractal_k8s.results.certificate import Repeat
+    from fractal_k8s.results.store import SweepStore
 
 
 @click.command(cls=Command)
@@ -58,6 +63,8 @@ if TYPE_CHECKING:
 @relocation_options
 @store_option
 @mixed_option
+@cluster_options
+@job_options
 @json_option
 def command(
     sweep_id: str,
@@ -71,6 +78,8 @@ def command(
     dataset: str | None,
     store_uri: str,
     allow_mixed: bool,
+    where: Where,
+    job: JobOptions,
     as_json: bool,
 ) -> None:
     """Train random points of a map again elsewhere and compare every bit.
@@ -79,18 +88,35 @@ def command(
     the first time, by worker processes of this machine. Every loss and every number of theirs must
     have the same bits. The result is noted, and report shows it. Ends with 1 if anything differs.
 
+    With --context a Job of its own trains them on the cluster, with the settings of the sweep's
+    last one, on other nodes if there are any. Ctrl-C leaves it running, and the same command goes
+    on waiting for it.
+
     A machine of another numerics class is refused; with --allow-mixed the classes are compared,
     which is no certificate.
 
     \b
         fractal-k8s repro tanh --sample 64
         fractal-k8s repro tuned --points 3,7 --points 0,0 --cold
+        fractal-k8s repro docvqa-d20 --sample 64 --context cks-wb3
     """
-    from rich.console import Console
-
+    refuse_mixture(where, job)
+    if where.is_named:
+        _refuse_of_this_machine(cold, checkpoint, dataset)
+        uri = store_uri if typed("store_uri") else None
+        # it is not tracked in W&B, and its price is not told
+        training = dict.fromkeys(("price_per_hour", "wandb_project", "wandb_mode"))
+        sending = Sending(where, job, uri, allow_mixed, as_json, training)
+        _on_cluster(sweep_id, sending, sample, seed, places)
+        return
+    if given := [name for name in ("gpus", "points_per_index") if typed(name)]:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(
+            f"{options} {'say' if len(given) > 1 else 'says'} how a Job trains: "
+            "give --context NAME too, or --workers N for this machine"
+        )
     from fractal_k8s import repro
     from fractal_k8s.aggregate import read_grid
-    from fractal_k8s.results.certificate import NOTE, certificate, fault_of
 
     folder, plan = open_store(store_uri).plan(sweep_id)
     grid = read_grid(folder, plan, allow_mixed=allow_mixed)
@@ -100,25 +126,88 @@ def command(
     )
     first = repro.first_places(folder, sweep, points)
     batches = repro.compose(sweep, points, first, seed=seed, cold=cold)
-    console = Console(stderr=True)
-    run = repro.Retraining(
-        grid,
-        sweep,
-        batches,
-        backend=backend,
-        workers=workers,
-        allow_mixed=allow_mixed,
+    repeats = _on_this_machine(
+        repro.Retraining(
+            grid, sweep, batches, backend=backend, workers=workers, allow_mixed=allow_mixed
+        ),
+        f"{sweep.id}: {len(points)} points again, {len(batches)} shards",
     )
+    _tell(folder, repeats, _noted(folder, repeats, seed), as_json)
+
+
+def _on_this_machine(run: Retraining, introduction: str) -> list[Repeat]:
+    from rich.console import Console
+
+    console = Console(stderr=True)
     run.tell = lambda text: console.print(text, highlight=False)
-    console.print(f"{sweep.id}: {len(points)} points again, {len(batches)} shards", highlight=False)
-    repeats = _interruptible(run)
+    console.print(introduction, highlight=False)
+    return _interruptible(run)
+
+
+def _on_cluster(
+    text: str,
+    sending: Sending,
+    sample: int,
+    seed: int,
+    places: tuple[tuple[int, int], ...],
+) -> None:
+    from fractal_k8s.cli.cluster_repro import delete_job, repeat_on_cluster
+
+    cluster = sending.where.connect()
+    rerun, repeats = repeat_on_cluster(
+        cluster, text, sending, sample=sample, seed=seed, places=places
+    )
+    note = _noted(rerun.folder, repeats, seed)
+    delete_job(cluster, rerun)
+    facts = {"job": rerun.job.name, "outcomes": rerun.place.where()}
+    _tell(rerun.folder, repeats, note, sending.as_json, facts)
+
+
+def _refuse_of_this_machine(cold: bool, checkpoint: str | None, dataset: str | None) -> None:
+    """Refuses options of training on this machine where a cluster is to train.
+
+    Raises:
+        click.UsageError: there are some.
+    """
+    refuse_relocation(checkpoint, dataset)
+    if cold:
+        raise click.UsageError(
+            "--cold trains alone on this machine; with --context, --points-per-index 1 has every "
+            "point trained alone in a pod of its own"
+        )
+
+
+def _noted(folder: SweepStore, repeats: list[Repeat], seed: int) -> dict[str, Any]:
+    """The result as a note of the sweep; kept, if machines of one class were compared."""
+    from fractal_k8s.results.certificate import NOTE, certificate
+
     note = certificate(repeats, seed=seed)
     if note["is_certificate"]:
         folder.put_note(NOTE, note)
+    return note
+
+
+def _tell(
+    folder: SweepStore,
+    repeats: list[Repeat],
+    note: dict[str, Any],
+    as_json: bool,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Says what came of it.
+
+    Args:
+        facts: what else --json tells.
+
+    Raises:
+        UnrepeatableError: points are not equal.
+    """
+    from fractal_k8s.results.certificate import fault_of
+
     if as_json:
-        echo_json({"sweep": sweep.id, **note})
+        echo_json({"sweep": folder.sweep_id, **(facts or {}), **note})
     else:
-        click.echo("\n".join([sweep.id, *_table(repeats), note["line"]]))
+        click.echo("\n".join([folder.sweep_id, *_table(repeats), note["line"]]))
         if note["is_certificate"]:
             click.echo(f"shown on the map's page by: {folder.command('report')}")
     if fault := fault_of(note):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import click
 from click.core import ParameterSource
@@ -114,6 +115,30 @@ def typed(name: str) -> bool:
     """Whether an option of the running command stands on the command line."""
     source = click.get_current_context().get_parameter_source(name)
     return source is ParameterSource.COMMANDLINE
+
+
+def typed_command() -> str:
+    """The running command with what stands on its command line, to be typed again."""
+    context = click.get_current_context()
+    words: list[str] = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name not in context.params or not typed(name):
+            continue
+        value = context.params[name]
+        if isinstance(parameter, click.Argument):
+            words.append(str(value))
+        elif getattr(parameter, "is_flag", False):
+            words.append(parameter.opts[0])
+        else:
+            for each in value if parameter.multiple else [value]:
+                words += [parameter.opts[0], _word(each)]
+    return shlex.join(["fractal-k8s", str(context.info_name), *words])
+
+
+def _word(value: object) -> str:
+    """A value of an option as it is typed: a point is I,J."""
+    return ",".join(str(part) for part in value) if isinstance(value, tuple) else str(value)
 
 
 def refuse_mixture(where: Where, job: JobOptions, *, wait: bool = False) -> None:
@@ -384,9 +409,10 @@ def _wait(
     display = make_display(console)
     attached = dispatch.attach(cluster, job, plan, folder, display.point)
     if folder is None:
-        attached.run.looked = _Lines(attached.run, console).show
+        run = attached.run
+        run.looked = Lines(run, console, lambda: dispatch.how_it_stands(run.job)).show
     workers = job.parallelism * max(1, job.gpus_per_pod)
-    with _leaving(attached.run) as stopped:
+    with leaving(attached.run) as stopped:
         if folder is not None:
             display.begin(plan.sweep, attached.states(), workers)
         try:
@@ -419,26 +445,31 @@ def _say_finished(sweep_id: str, done: Aggregation | None) -> None:
         print_result(done, as_json=False)
 
 
-class _Lines:
-    """A line about a Job's indexes every few seconds, where its points cannot be read."""
+class Lines:
+    """A line about a Job every few seconds, where no map of it is drawn."""
 
-    def __init__(self, run: K8sRun, console: Any) -> None:
+    def __init__(self, run: K8sRun, console: Any, tell: Callable[[], str]) -> None:
         self.run = run
         self.console = console
+        self.tell = tell
         self._last = ""
         self._at = 0.0
 
     def show(self) -> None:
-        from fractal_k8s.dispatch import how_it_stands
-
-        text, now = how_it_stands(self.run.job), time.monotonic()
+        text, now = self.tell(), time.monotonic()
         if text != self._last and (now - self._at > _LINE_EVERY_S or self.run.job.is_finished):
             self.console.print(text, highlight=False)
             self._last, self._at = text, now
 
 
+class Waited(Protocol):
+    """Something that is waited for."""
+
+    def leave(self) -> None: ...
+
+
 @contextmanager
-def _leaving(run: K8sRun) -> Iterator[list[int]]:
+def leaving(run: Waited) -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM end the waiting; the list then holds the signal's number.
 
     The second one does not wait for an answer of the cluster.

@@ -45,18 +45,6 @@ backend_option: Final = click.option(
 )
 
 
-gpus_option: Final = click.option(
-    "--gpus", metavar="0,1", help="GPUs to use, one worker on each in turn."
-)
-points_option: Final = click.option(
-    "--points-per-index",
-    "points_per_shard",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Points per shard. Default: the missing ones spread over the workers.",
-)
-
-
 pods_option: Final = click.option(
     "--beside-pods",
     is_flag=True,

@@ -21,7 +21,7 @@ from fractal_k8s.cli.common import (
 )
 from fractal_k8s.cli.job_options import JobOptions, job_options
 from fractal_k8s.cli.sending import Sending, refuse_mixture, refuse_relocation, typed
-from fractal_k8s.cli.training import training_options
+from fractal_k8s.cli.training import pods_option, training_options
 from fractal_k8s.cli.where import Where, cluster_options
 from fractal_k8s.errors import UsageError
 
@@ -86,6 +86,7 @@ _FACTOR = 4.0
 @click.option("--dry-run", is_flag=True, help="Print box, values and id; train nothing.")
 @store_option
 @training_options
+@pods_option
 @mixed_option
 @cluster_options
 @job_options

@@ -15,6 +15,7 @@ COMPONENT: Final = "app.kubernetes.io/component"
 WORKER: Final = "worker"
 CACHE_FILL: Final = "cache-fill"
 AGGREGATOR: Final = "aggregator"
+REPRO: Final = "repro"  # trains points again, to compare them; never counted among the sweep's Jobs
 NAME: Final = "app.kubernetes.io/name"
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 VERSION: Final = "app.kubernetes.io/version"
@@ -44,6 +45,7 @@ SITE_KEY: Final = "settings.yaml"  # its key
 # --- Kubernetes' and Kueue's own ---
 
 JOB_NAME: Final = "batch.kubernetes.io/job-name"
+HOST_NAME: Final = "kubernetes.io/hostname"
 INDEX: Final = "batch.kubernetes.io/job-completion-index"
 QUEUE: Final = "kueue.x-k8s.io/queue-name"
 QUEUE_PRIORITY: Final = "kueue.x-k8s.io/priority-class"

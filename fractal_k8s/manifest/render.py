@@ -46,11 +46,20 @@ class Manifest:
     aggregator: dict[str, Any] | None = None
 
 
-def render(plan: Plan, settings: JobSettings, *, name: str | None = None) -> Manifest:
+def render(
+    plan: Plan,
+    settings: JobSettings,
+    *,
+    name: str | None = None,
+    component: str = labels.WORKER,
+    avoid: Mapping[str, int] | None = None,
+) -> Manifest:
     """The manifest that trains what a plan deals.
 
     Args:
         name: of the Job and the ConfigMap; None = the sweep's id.
+        component: what its objects are for, one of the constants in `labels`.
+        avoid: nodes that pods had better not go to, each with a weight from 1 to 100.
 
     Raises:
         SweepError: a cluster could not accept or run it; every reason.
@@ -60,7 +69,7 @@ def render(plan: Plan, settings: JobSettings, *, name: str | None = None) -> Man
     plan_text = plan.to_json()
     if problems := problems_of(plan, settings, shape, name=name, plan_text=plan_text):
         raise SweepError(problems, source=f"Job {name}")
-    common = _labels(plan)
+    common = _labels(plan, component)
     values = {
         "name": name,
         "labels": common,
@@ -72,6 +81,7 @@ def render(plan: Plan, settings: JobSettings, *, name: str | None = None) -> Man
         "shape": shape,
         "user": USER,
         "node_terms": node_terms(settings),
+        "avoid": avoid or {},
         "arguments": pod.arguments(plan, settings),
         "variables": pod.variables(plan, settings),
         "secrets": pod.secrets(settings),
@@ -98,12 +108,12 @@ def render(plan: Plan, settings: JobSettings, *, name: str | None = None) -> Man
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def _labels(plan: Plan) -> dict[str, str]:
+def _labels(plan: Plan, component: str) -> dict[str, str]:
     return {
         labels.NAME: labels.PROGRAM,
         labels.MANAGED_BY: labels.PROGRAM,
         labels.VERSION: __version__.replace("+", "_"),
-        labels.COMPONENT: labels.WORKER,
+        labels.COMPONENT: component,
         labels.SWEEP: plan.sweep.id,
     }
 

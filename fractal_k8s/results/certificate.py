@@ -37,6 +37,8 @@ class Repeat:
     place: int
     # whether the place is another one than the first time; None = that is not known
     moved: bool | None
+    # whether on another node than the first time; None = one of the two is not known
+    elsewhere: bool | None
     # trained alone in a process of its own, besides the shards
     cold: bool
     state: str
@@ -61,6 +63,7 @@ def compare(before: dict[str, Any], after: dict[str, Any], **where: Any) -> Repe
     assert after["state"] != State.FAILED.value  # the caller names failures
     return Repeat(
         **where,
+        elsewhere=_are_two(before["node"], after["node"]),
         state=after["state"],
         steps=after["steps"],
         first_loss=_finite(after["first_loss"]),
@@ -96,6 +99,11 @@ def _bits(losses: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
     return np.where(np.isnan(losses), np.float32(np.nan), losses).view(np.int32)
 
 
+def _are_two(first: str | None, second: str | None) -> bool | None:
+    """Whether two machines are not the same one."""
+    return first != second if first and second else None
+
+
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
@@ -105,8 +113,8 @@ def certificate(repeats: Sequence[Repeat], *, seed: int) -> dict[str, Any]:
 
     Keys: line (what people read), is_certificate (False = machines of different classes were
     compared), equal and compared (points), shards (their sizes), moved (points at another place
-    than the first time), cold (points trained alone besides), numerics_class, seed (of the sample),
-    time, version, points (a `Repeat` each).
+    than the first time), elsewhere (on another node than the first time), cold (points trained
+    alone besides), numerics_class, seed (of the sample), time, version, points (a `Repeat` each).
     """
     points = {(repeat.i, repeat.j) for repeat in repeats}
     wrong = {(repeat.i, repeat.j) for repeat in repeats if repeat.difference}
@@ -117,6 +125,7 @@ def certificate(repeats: Sequence[Repeat], *, seed: int) -> dict[str, Any]:
         "compared": len(points),
         "shards": list({repeat.shard: repeat.size for repeat in warm}.values()),
         "moved": sum(bool(repeat.moved) for repeat in warm),
+        "elsewhere": sum(bool(repeat.elsewhere) for repeat in warm),
         "cold": len(repeats) - len(warm),
         "numerics_class": "; ".join(sorted({repeat.numerics_class for repeat in repeats})),
         "seed": seed,
@@ -128,9 +137,10 @@ def certificate(repeats: Sequence[Repeat], *, seed: int) -> dict[str, Any]:
 
 
 def _line(note: dict[str, Any]) -> str:
-    sizes = " and ".join(str(size) for size in note["shards"])
-    shards = f"{len(note['shards'])} shard{'s' if len(note['shards']) > 1 else ''} of {sizes}"
-    how = f"retrained in {shards}, {note['moved']} at another place than the first time"
+    how = f"retrained in {_shards(note['shards'])}"
+    how += f", {note['moved']} at another place than the first time"
+    if note["elsewhere"]:
+        how += f", {note['elsewhere']} on another node"
     if note["cold"]:
         how += ", each once more alone in a fresh process"
     result = f"{note['equal']} of {note['compared']} points bit-equal, {how}"
@@ -139,6 +149,16 @@ def _line(note: dict[str, Any]) -> str:
         return f"comparison of two numerics classes, no certificate: {result}; here {tail}"
     title = "certificate" if note["equal"] == note["compared"] else "no certificate"
     return f"{title}: {result}; {tail}"
+
+
+def _shards(sizes: Sequence[int]) -> str:
+    """Such as "1 shard of 5", "2 shards of 2 and 3", "8 shards of 7 to 8"."""
+    distinct = sorted(set(sizes))
+    if len(sizes) <= 2:
+        text = " and ".join(str(size) for size in sizes)
+    else:
+        text = " to ".join(str(size) for size in dict.fromkeys((distinct[0], distinct[-1])))
+    return f"{len(sizes)} shard{'s' if len(sizes) > 1 else ''} of {text}"
 
 
 def fault_of(note: dict[str, Any]) -> UnrepeatableError | None:

@@ -5,6 +5,7 @@
     <store>/<sweep-id>/logs/<shard>-<attempt>.jsonl
     <store>/<sweep-id>/wandb/<shard>-<attempt>/...     what W&B's server could not be given
     <store>/<sweep-id>/summary/...
+    <store>/<sweep-id>/repro/<place>/    a store of its own: points that a cluster trained again
     <store>/<sweep-id>/aggregate/...     of the aggregator; may be deleted while none runs
 
 `hh` are two hex digits of a hash, so that keys do not share one long prefix. An attempt owns its

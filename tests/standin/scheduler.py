@@ -95,16 +95,17 @@ def place(pod: Object, nodes: Sequence[Object], running: Iterable[Object]) -> tu
         if (where := other["spec"].get("nodeName")) in used:
             used[where].update(requests_of(other))
     reasons: Counter[str] = Counter()
-    best: tuple[float, str] | None = None
+    best: tuple[float, float, str] | None = None
     for node in nodes:
         name = node["metadata"]["name"]
         wrong = _misfits(pod, node, used[name])
         reasons.update(wrong)
         if not wrong:
             load = used[name][GPU] + used[name]["pods"] / 1000
-            best = min(best or (load, name), (load, name))
+            here = (-_preference(pod, node["metadata"].get("labels") or {}), load, name)
+            best = min(best or here, here)
     if best:
-        return best[1], ""
+        return best[2], ""
     listed = ", ".join(sorted(f"{count} {reason}" for reason, count in reasons.items()))
     if not nodes:
         return "", "no nodes available to schedule pods"
@@ -153,6 +154,17 @@ def _matches(pod: Object, labels: dict[str, str]) -> bool:
     return any(
         all(_expression(rule, labels) for rule in term.get("matchExpressions") or ())
         for term in required["nodeSelectorTerms"]
+    )
+
+
+def _preference(pod: Object, labels: dict[str, str]) -> float:
+    """The weights of what a pod would like of a node and gets, added up."""
+    affinity = (pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}
+    terms = affinity.get("preferredDuringSchedulingIgnoredDuringExecution") or ()
+    return sum(
+        float(term["weight"])
+        for term in terms
+        if all(_expression(rule, labels) for rule in term["preference"]["matchExpressions"])
     )
 
 

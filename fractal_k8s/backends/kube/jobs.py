@@ -130,9 +130,13 @@ class SweepJob:
         return frozenset(parse_intervals(self.status.get("failedIndexes") or "").tolist())
 
 
-def jobs_of(cluster: Cluster, sweep_id: str) -> list[SweepJob]:
-    """The Jobs of a sweep that the cluster still has, oldest first."""
-    selector = f"{labels.SWEEP}={sweep_id},{labels.COMPONENT}={labels.WORKER}"
+def jobs_of(cluster: Cluster, sweep_id: str, *, component: str = labels.WORKER) -> list[SweepJob]:
+    """The Jobs of a sweep that the cluster still has, oldest first.
+
+    Args:
+        component: what they are for; of those that train it unless given.
+    """
+    selector = f"{labels.SWEEP}={sweep_id},{labels.COMPONENT}={component}"
     found = [SweepJob(body) for body in cluster.list(JOBS, labels=selector)]
     return sorted(found, key=lambda job: (job.created, job.name))
 

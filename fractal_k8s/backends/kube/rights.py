@@ -50,7 +50,7 @@ _SECRET_NAMES: Final = ("fractal-store", "fractal-wandb", "fractal-registry")
 # requests at once; a review is answered from memory, so that the way there and back is its time
 AT_ONCE: Final = 8
 
-_SENDERS: Final = ("launch", "resume", "zoom")
+_SENDERS: Final = ("controls", "launch", "repro", "resume", "zoom")
 _CHECKERS: Final = ("doctor", *_SENDERS)
 # they ask where a sweep's store is
 _READERS: Final = ("aggregate", "analyze", "fetch", "list", "report", "show")
@@ -98,7 +98,7 @@ RIGHTS: Final = (
     Right("get", JOBS, (*_SENDERS, "logs")),
     Right("list", JOBS, (*_CHECKERS, *_FINDERS, *_READERS)),
     Right("patch", JOBS, ("pause", "resume", "scale")),
-    Right("delete", JOBS, ("cancel", "delete")),
+    Right("delete", JOBS, ("cancel", "delete", "repro")),
     Right("create", CONFIG_MAPS, _SENDERS),
     Right(
         "get",
