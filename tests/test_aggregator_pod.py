@@ -37,9 +37,8 @@ from test_aggregate import ALL, PLAN, SWEEP, put
 from test_dispatch import wait_for, write_site
 from test_notify import Chat, chat
 from test_rights import AGGREGATOR, ROLES
-from test_s3 import bucket
 
-__all__ = ["bucket", "chat"]  # fixtures
+__all__ = ["chat"]  # fixtures
 
 ACCOUNT = f"system:serviceaccount:fractal:{AGGREGATOR}"
 

@@ -23,9 +23,8 @@ from fractal_k8s import cli
 from fractal_k8s.results.store import Store, SweepStore
 from scans import parquet, scanned
 from test_aggregate import PLAN, folder, put
-from test_s3 import bucket
 
-__all__ = ["bucket", "folder"]  # fixtures
+__all__ = ["folder"]  # fixtures
 
 _LONGEST_S = 240.0
 

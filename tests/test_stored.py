@@ -18,9 +18,8 @@ from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.deal import Deal
 from standin.objects import Object
 from test_dispatch import Place, launched, small_sweep, still, train_some, write_site
-from test_s3 import bucket
 
-__all__ = ["bucket", "still"]  # fixtures
+__all__ = ["still"]  # fixtures
 
 WITH = ("--job", "aggregator=true")
 FAILED = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}
@@ -54,7 +53,7 @@ def test_a_sweep_is_read_by_its_name_and_its_cluster(
     assert "dimension.png" in still.run("report", "small")
     still.run("fetch", "small", "--to", str(tmp_path / "maps"))
     assert (tmp_path / "maps" / name / "summary" / "report.html").is_file()
-    assert f"{name}  complete" in still.run("aggregate", "--all")
+    assert f"{name}  unchanged" in still.run("aggregate", "--all")
     assert name in still.run("list", "--stored")
     assert (f"{name}  " in still.run("list")) is not is_gone
     if is_gone:
