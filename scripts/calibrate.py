@@ -19,6 +19,7 @@ import numpy.typing as npt
 from edges import CALIBRATION, HELD_OUT, Maker
 from fractal_k8s.analysis.calibration import DATA
 from fractal_k8s.analysis.dimension import measure_dimension, statistics_of
+from fractal_k8s.analysis.lattice import Lattice
 
 Floats = npt.NDArray[np.float64]
 
@@ -33,11 +34,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--coverage", type=int, metavar="N", help="maps per family and side")
     parser.add_argument("--sides", type=int, nargs="+", default=[*DRAWS])
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs=2,
+        default=[1, 1],
+        help="of a lattice: every so many rows, columns",
+    )
     parser.add_argument("--calibration", action="store_true", help="test the families in the file")
     arguments = parser.parse_args()
     if arguments.coverage:
         families = CALIBRATION if arguments.calibration else HELD_OUT
-        print_coverage(families, arguments.coverage, arguments.sides)
+        lattice = Lattice(*arguments.steps)
+        print_coverage(families, arguments.coverage, arguments.sides, lattice)
     else:
         write_calibration()
 
@@ -94,7 +103,10 @@ def _smoothed(dimensions: Floats, measured: list[Floats]) -> tuple[Floats, Float
 
 
 def print_coverage(
-    families: dict[str, tuple[Maker, tuple[float, ...]]], draws: int, sides: list[int]
+    families: dict[str, tuple[Maker, tuple[float, ...]]],
+    draws: int,
+    sides: list[int],
+    lattice: Lattice,
 ) -> None:
     """Per family and side: share refused, share of the intervals that hold the truth, widths."""
     print("family             side  refused  holds the truth  error of the mean  median width")
@@ -104,7 +116,7 @@ def print_coverage(
             for draw in range(draws):
                 truth = dimensions[draw % len(dimensions)]
                 random = np.random.default_rng([SEED + 1, side, draw, zlib.crc32(name.encode())])
-                labels = make(side, truth, random)
+                labels = lattice.of(make(side, truth, random))
                 found = measure_dimension(labels, np.ones(labels.shape, dtype=bool))
                 if found["dimension"] is not None:
                     low, high = found["interval"]

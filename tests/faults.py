@@ -6,6 +6,7 @@ its faults, in order, whether they want that request; a fault is used up after `
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import random
 import socket
@@ -39,8 +40,8 @@ class Fault:
 
     Args:
         kind: one of ANSWERS, or `hello` (200, a web page), `reset` (before any answer), `cut` (in
-            the middle of the answer's body), `slow` (the answer takes a second), `empty` (an answer
-            without its body).
+            the middle of the answer's body), `slow` (the answer takes a second), `drip` (its body
+            comes byte by byte, five a second), `empty` (an answer without its body).
         count: how many requests meet it.
         method: of the requests, or any; path: a part of their path.
         share: probability of each.
@@ -63,6 +64,8 @@ class FaultyProxy:
         self.met: list[str] = []
         # entries of a listing that are told at once; None = as many as the client asks for
         self.page: int | None = None
+        # seconds after which an answer that drips is broken off
+        self.drip_s = 6.0
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         proxy = self
@@ -122,6 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
         status, headers, data = self._upstream(body)
         if kind == "slow":
             time.sleep(1.0)
+        if kind == "drip":
+            self._drip(status, headers, data)
+            return
         self._answer(status, headers, b"" if kind == "empty" else data, cut=kind == "cut")
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815  # names of the class
@@ -170,6 +176,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
             return
         self.wfile.write(data)
+
+    def _drip(self, status: int, headers: dict[str, str], data: bytes) -> None:
+        self._answer(status, {**headers, "Content-Length": str(len(data))}, b"")
+        ends = time.monotonic() + self.owner.drip_s
+        with contextlib.suppress(OSError):  # the client has gone
+            for byte in data:
+                if time.monotonic() > ends:
+                    break
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                time.sleep(0.2)
+        self.close_connection = True
 
     def _reset(self) -> None:
         """Breaks the connection off as a crash does: the peer is sent an RST."""

@@ -32,6 +32,7 @@ from fractal_k8s.errors import ClusterError, ConflictError, IncompleteError, Sto
 from fractal_k8s.results import schema
 from fractal_k8s.results.collect import collect
 from fractal_k8s.results.files import Entry, LocalFiles
+from fractal_k8s.results.listing import list_sweep
 from fractal_k8s.results.outcome import Environment, Outcome
 from fractal_k8s.results.published import published_files
 from fractal_k8s.results.store import Store, SweepStore
@@ -90,7 +91,7 @@ def summary_of(folder: SweepStore) -> dict[str, bytes]:
 
 
 def passed(folder: SweepStore) -> Aggregation:
-    return Passes(folder, PLAN, allow_mixed=False).whole()
+    return Passes(folder, PLAN, allow_mixed=False, say=print).whole()
 
 
 def rows_folder(folder: SweepStore) -> Path:
@@ -288,7 +289,7 @@ print("ready", flush=True)
 for number in range(int(sys.argv[3])):
     if number % 2:
         folder.files.remove(folder.key("aggregate", "rows"))
-    Passes(folder, plan, allow_mixed=False).whole()
+    Passes(folder, plan, allow_mixed=False, say=print).whole()
 """
 
 
@@ -564,7 +565,7 @@ def test_a_store_that_is_away_when_the_job_ends_is_asked_again(
     listed = LocalFiles.entries
 
     def entries(self: LocalFiles, prefix: str) -> list[Entry]:
-        if away and prefix.endswith("outcomes"):
+        if away and prefix == SWEEP.id:
             away.pop()
             raise StoreError("away")
         return listed(self, prefix)
@@ -604,9 +605,9 @@ def test_it_waits_for_a_sweep_s_first_worker(tmp_path: Path) -> None:
 
 def test_a_listing_that_was_made_is_not_made_again(folder: SweepStore) -> None:
     put(folder, ALL)
-    entries: list[Entry] = folder.outcome_entries()
+    listing = list_sweep(folder)
     put(folder, [0], "later")
-    assert collect(folder, SWEEP, entries=entries).objects == 1
+    assert collect(folder, SWEEP, listing=listing).objects == 1
 
 
 def test_who_visits_every_sweep_accepts_what_a_launch_s_own_aggregator_did(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +17,12 @@ from conftest import Run
 from faults import Fault, FaultyProxy
 from fractal_k8s.aggregate import aggregate
 from fractal_k8s.errors import StoreError, UsageError
-from fractal_k8s.results import retries
+from fractal_k8s.results import files, listing, retries, tally
 from fractal_k8s.results.collect import collect
 from fractal_k8s.results.files import open_files
+from fractal_k8s.results.listing import list_sweep
 from fractal_k8s.results.store import Store, SweepStore
+from fractal_k8s.results.tally import TallyReader
 from test_aggregate import ALL, PLAN, SWEEP, new_folder, passed, put
 
 
@@ -84,6 +89,85 @@ def test_trouble_in_the_middle_of_a_listing_loses_no_page(
     proxy.faults.append(Fault(kind, count=5, path="continuation-token"))
     assert aggregate(folder, PLAN).digest == expected
     assert proxy.met == [kind] * 5
+
+
+@pytest.mark.parametrize("path", ["continuation-token", "list-type"])
+def test_a_page_without_a_body_does_not_end_a_listing(
+    path: str,
+    proxy: FaultyProxy,
+    folder: SweepStore,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client takes it for the last page, which says that there is no more."""
+    monkeypatch.setattr(listing, "_PAUSE_S", 0.01)
+    proxy.page = 3
+    proxy.faults.append(Fault("empty", count=1, path=path))
+    assert passed(folder).digest == expected
+    assert proxy.met == ["empty"]
+    proxy.faults.append(Fault("empty", count=1000, path="continuation-token"))
+    with pytest.raises(StoreError, match=r"listing ends before sweep\.json, which is there"):
+        passed(folder)
+    summary = folder.read_summary()
+    assert summary is not None
+    assert summary["complete"]
+
+
+def test_an_answer_that_comes_byte_by_byte_is_given_up(
+    proxy: FaultyProxy, folder: SweepStore, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.outcome_entries()  # the bucket was asked for
+    monkeypatch.setattr(retries, "_ANSWER_S", 1.5)
+    proxy.faults.append(Fault("drip", count=1, method="GET", path="s3-1.parquet"))
+    assert aggregate(folder, PLAN).digest == expected
+    assert proxy.met == ["drip"]
+    monkeypatch.setenv(retries.VARIABLE, "1")
+    proxy.faults.append(Fault("drip", count=1000, method="GET", path="/outcomes/"))
+    began = time.monotonic()
+    with pytest.raises(StoreError, match="the server's answer comes too slowly"):
+        aggregate(folder, PLAN)
+    assert time.monotonic() - began < 100
+
+
+def test_a_listing_that_comes_byte_by_byte_is_given_up(
+    proxy: FaultyProxy, folder: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_LISTING_S", 1.5)
+    monkeypatch.setenv(retries.VARIABLE, "1")
+    proxy.faults.append(Fault("drip", count=1000, method="GET", path="list-type"))
+    with pytest.raises(StoreError, match=r"cannot list .*: the server's answer comes too slowly"):
+        list_sweep(folder)
+
+
+def test_parts_of_a_large_object_that_come_byte_by_byte_are_had_as_a_whole(
+    proxy: FaultyProxy, folder: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = TallyReader(folder, SWEEP).refresh().states.tolist()
+    monkeypatch.setattr(tally, "_WHOLE_BYTES", 0)
+    monkeypatch.setattr(retries, "_ANSWER_S", 1.5)
+    proxy.faults.append(Fault("drip", count=1, method="GET", path="s3-1.parquet"))
+    assert TallyReader(folder, SWEEP).refresh().states.tolist() == expected
+    assert proxy.met == ["drip"]
+
+
+def test_a_pass_that_gave_up_ends(proxy: FaultyProxy, folder: SweepStore) -> None:
+    """Requests that still run hold no process."""
+    proxy.drip_s = 600.0
+    proxy.faults.append(Fault("drip", count=1000, method="GET", path="/outcomes/"))
+    code = (
+        "from fractal_k8s.results import retries; retries._ANSWER_S = 1.0;"
+        "from fractal_k8s.__main__ import run; run()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "aggregate", SWEEP.id, "--store", folder.files.uri],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        env={**os.environ, retries.VARIABLE: "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the server's answer comes too slowly" in done.stderr
 
 
 def test_a_bucket_that_is_gone_in_the_middle_of_a_listing_is_told(

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from conftest import mlp_sweep
-from fractal_k8s.aggregate import aggregate, grid_table, write_figures
+from fractal_k8s.aggregate import aggregate, grid_table
+from fractal_k8s.aggregate.drawing import choose
 from fractal_k8s.aggregate.every import aggregate_all
-from fractal_k8s.results import collect as collecting
-from fractal_k8s.results import schema
+from fractal_k8s.results import listing, schema
 from fractal_k8s.results.collect import collect
 from fractal_k8s.results.files import LocalFiles
 from fractal_k8s.results.grid import build_grid
@@ -172,7 +172,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
 
             monotonic = staticmethod(lambda: 0.0)
 
-        monkeypatch.setattr(collecting, "time", Clock)
+        monkeypatch.setattr(listing, "time", Clock)
         monkeypatch.setattr("fractal_k8s.results.tally.time", Clock)
 
     return use
@@ -298,7 +298,10 @@ def test_a_zoom_that_cannot_be_read_costs_no_figure_of_its_map(tmp_path: Path) -
     text = (store.files.get(f"{child}/sweep.json") or b"").replace(b'"mlp"', b'"of-tomorrow"')
     store.files.put(f"{child}/sweep.json", text)
     folder = store.sweep(parent)
-    assert "zoom.png" not in write_figures(folder, aggregate(folder, PLAN))
+    choose(folder, colours=None, figures=True)
+    written = aggregate(folder, PLAN).written
+    assert "map.pdf" in written
+    assert "zoom.png" not in written
 
 
 def test_the_sweeps_of_a_store_are_read_once_in_a_pass_over_all(tmp_path: Path) -> None:

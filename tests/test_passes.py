@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
@@ -24,6 +25,7 @@ from fractal_k8s.results.published import published_files
 from fractal_k8s.results.store import Store, SweepStore
 from fractal_k8s.sweep.assignment import Plan
 from fractal_k8s.sweep.deal import Deal
+from fractal_k8s.sweep.definition import Sweep
 from test_aggregate import _BEGAN, _HERE, new_folder, silent, summary_of
 from test_aggregate import PLAN as SMALL
 from test_aggregate import put as put_small
@@ -38,17 +40,24 @@ WHOLE = SWEEP.num_points
 def rows(points: Iterable[int], *, shift: float = 0.0, node: str = "n0") -> pa.Table:
     """Outcomes of some points: trainable on one side of a wavy edge."""
     index = np.fromiter(points, np.int64)
-    one = schema.to_table(SWEEP, [outcome_of(SWEEP, 0, [4.0, 2.0])], [_BEGAN], _HERE)
-    table = one.take(pa.array(np.zeros(len(index), np.int64)))
     i, j = np.divmod(index, SIDE)
-    last = np.where(i > 50 + 20 * np.sin(j / 5), 9.0, 1.0) + shift
+    return rows_of(SWEEP, index, np.where(i > 50 + 20 * np.sin(j / 5), 9.0, 1.0) + shift, node=node)
+
+
+def rows_of(
+    sweep: Sweep, index: npt.NDArray[np.int64], last: npt.NDArray[np.float64], *, node: str = "n0"
+) -> pa.Table:
+    """Outcomes of some points by their last losses; the first one is 4."""
+    one = schema.to_table(sweep, [outcome_of(sweep, 0, [4.0, 2.0])], [_BEGAN], _HERE)
+    table = one.take(pa.array(np.zeros(len(index), np.int64)))
+    i, j = np.divmod(index, sweep.columns)
     losses = np.stack([np.full(len(index), 4.0), last], axis=1).astype(np.float32)
-    y, x = SWEEP.values_of(index)
+    y, x = sweep.values_of(index)
     new = {
         "i": i,
         "j": j,
-        SWEEP.y_knob.name: y,
-        SWEEP.x_knob.name: x,
+        sweep.y_knob.name: y,
+        sweep.x_knob.name: x,
         "final_loss": last,
         "last_mean_loss": last,
         "ratio": last / 4,
@@ -85,7 +94,7 @@ def folder(made: Path, tmp_path: Path) -> SweepStore:
 
 def step(folder: SweepStore, **options: Any) -> Aggregation | Look | None:
     """A pass as of a process of its own."""
-    return Passes(folder, PLAN, allow_mixed=False).next(**options)
+    return Passes(folder, PLAN, allow_mixed=False, say=print).next(**options)
 
 
 def page_time(folder: SweepStore) -> int:
@@ -201,7 +210,7 @@ def test_without_what_was_kept_everything_is_made_anew(
 def test_a_small_map_is_always_drawn(tmp_path: Path) -> None:
     folder = new_folder(tmp_path / "runs")
     put_small(folder, range(40))
-    passes = Passes(folder, SMALL, allow_mixed=False)
+    passes = Passes(folder, SMALL, allow_mixed=False, say=print)
     assert isinstance(passes.next(), Aggregation)
     put_small(folder, [40], "b")
     assert isinstance(passes.next(), Aggregation)
@@ -261,16 +270,16 @@ def test_a_pass_that_another_one_overtook_is_made_again(tmp_path: Path) -> None:
             if key.endswith("summary/map.png") and not self.done:
                 self.done = True
                 put_small(folder, range(30, 42), "late")
-                Passes(folder, SMALL, allow_mixed=False).whole()
+                Passes(folder, SMALL, allow_mixed=False, say=print).whole()
 
     slow = SweepStore(Overtaken(tmp_path / "runs"), SMALL.sweep.id)
-    done = Passes(slow, SMALL, allow_mixed=False).whole()
+    done = Passes(slow, SMALL, allow_mixed=False, say=print).whole()
     assert done.summary["complete"]
     published = published_files(folder)
     assert published is not None
     assert published.files == summary_of(folder)
     assert json.loads(published.files["analysis.json"])["complete"]
-    assert Passes(folder, SMALL, allow_mixed=False).next() is None
+    assert Passes(folder, SMALL, allow_mixed=False, say=print).next() is None
 
 
 def test_counts_of_a_pass_that_another_one_overtook_do_not_stay(folder: SweepStore) -> None:
@@ -301,7 +310,7 @@ def test_who_draws_without_being_asked_to_go_on_leaves_no_counts(folder: SweepSt
 def test_a_summary_that_lost_a_file_is_made_again(tmp_path: Path) -> None:
     folder = new_folder(tmp_path / "runs")
     put_small(folder, range(42))
-    passes = Passes(folder, SMALL, allow_mixed=False)
+    passes = Passes(folder, SMALL, allow_mixed=False, say=print)
     assert isinstance(passes.next(), Aggregation)
     assert passes.next() is None
     folder.files.discard([folder.key("summary", "report.html")])

@@ -18,7 +18,9 @@ from PIL import Image
 
 from conftest import mlp_sweep
 from fractal_k8s import cli
-from fractal_k8s.aggregate import aggregate, grid_table, write_figures, zoom_levels
+from fractal_k8s.aggregate import aggregate, grid_table
+from fractal_k8s.aggregate.drawing import Drawing
+from fractal_k8s.aggregate.pictures import map_files, zoom_levels
 from fractal_k8s.analysis.summary import summarise
 from fractal_k8s.cli import report as report_command
 from fractal_k8s.errors import CorruptError, UsageError
@@ -367,7 +369,9 @@ def test_figures_for_a_paper_are_written_beside_the_page(tmp_path: Path) -> None
     typed = ["report", grid.sweep.id, "--store", store, "--colours", "safe", "--json"]
     printed = CliRunner().invoke(cli.main, typed)
     written = json.loads(printed.output)
-    assert list(written)[-1] == "map.pdf"  # 2 x 4 points have no dimension, so there is no fit
+    # 2 x 4 points have no dimension, so there is no fit
+    assert [name for name in written if name.endswith(".pdf")] == ["map.pdf"]
+    assert "dimension.png" not in written
     assert '"scheme":"safe"' in Path(written["report.html"]).read_text()
     folder, plan = Store(store).plan(grid.sweep.id)
     done = aggregate(folder, plan)
@@ -378,7 +382,8 @@ def test_figures_for_a_paper_are_written_beside_the_page(tmp_path: Path) -> None
         "self": {"id": grid.sweep.id},
         "children": [{"id": "gone-0123456789", "box": [[0, 1], [0, 1]]}],
     }
-    assert list(write_figures(folder, done))[2:] == ["dimension.pdf", "dimension.png"]
+    made = map_files(folder, done.grid, done.summary, Drawing(figures=True))
+    assert list(made)[3:] == ["map.pdf", "dimension.pdf", "dimension.png"]
 
 
 def test_a_zoom_s_strip_leads_from_the_first_map_to_its_own_zooms(tmp_path: Path) -> None:
@@ -391,10 +396,11 @@ def test_a_zoom_s_strip_leads_from_the_first_map_to_its_own_zooms(tmp_path: Path
         "self": {"id": ids[1], "box": [[0, 1], [1, 2]]},
         "children": [{"id": ids[2], "box": [[0, 1], [2, 3]]}],
     }
-    levels = zoom_levels(folder, done)
+    levels = zoom_levels(folder, done.grid, done.summary)
     assert [level.grid.sweep.id for level in levels] == ids
     assert [level.boxes for level in levels] == [(((0, 1), (1, 2)),), (((0, 1), (2, 3)),), ()]
-    assert {"zoom.pdf", "zoom.png"} <= set(write_figures(folder, done))
+    made = map_files(folder, done.grid, done.summary, Drawing(figures=True))
+    assert {"zoom.pdf", "zoom.png"} <= set(made)
 
 
 def test_the_summary_does_not_depend_on_the_attempts_it_came_from(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_sweep_is_read_by_its_name_and_its_cluster(
     assert "dimension.png" in still.run("report", "small")
     still.run("fetch", "small", "--to", str(tmp_path / "maps"))
     assert (tmp_path / "maps" / name / "summary" / "report.html").is_file()
-    assert f"{name}  complete" in still.run("aggregate", "--all")
+    assert f"{name}  unchanged" in still.run("aggregate", "--all")
     assert name in still.run("list", "--stored")
     assert (f"{name}  " in still.run("list")) is not is_gone
     if is_gone:

@@ -21,6 +21,7 @@ import pytest
 from conftest import Run, mlp_sweep
 from fractal_k8s.aggregate import every
 from fractal_k8s.aggregate.announce import publish
+from fractal_k8s.aggregate.until import JobsState, Watch, aggregate_until
 from fractal_k8s.results import schema
 from fractal_k8s.results.outcome import Environment
 from fractal_k8s.results.published import manifest_digest
@@ -151,6 +152,69 @@ def test_an_equal_table_is_not_sent_again(
     assert "wandb-summary.json" in online.uploads()
     assert "grid.parquet" not in online.uploads()
     assert len(online.versions) == 1
+
+
+def growing(folder: SweepStore) -> Watch:
+    """A cluster whose Job stores some points between two looks, and ends with the last."""
+    parts = iter([range(30), range(30, 36), ALL])
+
+    def jobs(_: str) -> JobsState:
+        part = next(parts, None)
+        if part is not None:
+            put(folder, part, f"s{part[0]}-{len(part)}")
+        return JobsState(part is ALL, {})
+
+    return Watch(every_s=0.01, jobs=jobs)
+
+
+def test_a_summary_is_told_on_the_way_and_holds_no_pass_up(
+    folder: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PROJECT, "maps")
+    monkeypatch.setenv(MODE, "summary")
+    said: list[str] = []
+    told: list[tuple[int, int]] = []
+
+    def slow(wish: Any, sweep_id: str, config: Any, numbers: Any, *rest: Any, **more: Any) -> Any:
+        """A server that has not answered when the last map but one is drawn."""
+        if not told:
+            deadline = time.monotonic() + 60
+            while len(said) < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+        told.append((42 - numbers["counts"]["missing"], len(said)))
+        if len(told) == 1:
+            raise RuntimeError("something odd")
+        return summary.Logged(True)
+
+    monkeypatch.setattr(summary, "log_summary", slow)
+    store = Store(folder.files.uri)
+    aggregate_until(store, SWEEP.id, growing(folder), allow_mixed=False, say=said.append)
+    assert told[0][0] == 30
+    assert told[0][1] >= 2  # maps were drawn meanwhile
+    assert told[-1][0] == 42
+    assert [line for line in said if "W&B" in line] == [
+        "W&B: the summary is not tracked: something odd; a later pass tries again"
+    ]
+    assert folder.files.entries(folder.key("aggregate", "doing")) == []
+
+
+def test_the_job_s_run_is_there_before_the_job_has_ended(
+    online: Experiments, folder: SweepStore
+) -> None:
+    put(folder, range(30))
+    seen: list[int] = []
+
+    def jobs(_: str) -> JobsState:
+        if SWEEP.id in online.runs and "points/missing" in online.runs[SWEEP.id].summary:
+            seen.append(online.runs[SWEEP.id].summary["points/missing"])
+            put(folder, ALL, "rest")
+        return JobsState(bool(seen), {})
+
+    watch = Watch(every_s=0.05, jobs=jobs)
+    store = Store(folder.files.uri)
+    aggregate_until(store, SWEEP.id, watch, allow_mixed=False, say=print)
+    assert seen == [12]
+    assert online.runs[SWEEP.id].summary["points/missing"] == 0
 
 
 TROUBLE = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 from fractal_k8s import notify
 from fractal_k8s.aggregate.once import do_once
+from fractal_k8s.analysis import lattice
 from fractal_k8s.errors import CorruptError, StoreError
 from fractal_k8s.results import holes as named
 from fractal_k8s.results.files import LocalFiles
@@ -28,6 +30,8 @@ Say = Callable[[str], None]
 
 # summaries that are told one after another where each is overtaken while it is told
 _MOST_TIMES: Final = 3
+# of summaries that W&B does not take, while passes go on
+_BESIDE_S: Final = 60.0
 # ending of the file that holds all of a W&B run but its media
 _LOG: Final = ".wandb"
 
@@ -54,9 +58,9 @@ def publish(
         has_ended: False = workers may still add to it: a complete sweep has ended all the same.
         patience: of this pass over several sweeps.
     """
-    wish = tracked.summary_wish()
-    if wish is None and not notify.is_wanted():
+    if not is_wanted():
         return
+    wish = tracked.summary_wish()
     try:
         stored = _read(folder)
         if stored is None:
@@ -69,6 +73,40 @@ def publish(
             _track(folder, plan, wish, stored, say, patience or Patience())
     except (StoreError, CorruptError) as error:
         say(f"the sweep's summary could not be announced: {error}")
+
+
+def is_wanted() -> bool:
+    """Whether there is anybody to be told."""
+    return tracked.summary_wish() is not None or notify.is_wanted()
+
+
+class Beside:
+    """Tells W&B of summaries while passes go on, one at a time, in a thread of its own.
+
+    What W&B does or does not do holds no pass up and ends none.
+    """
+
+    def __init__(self, say: Say) -> None:
+        self.say = say
+        self._thread: threading.Thread | None = None
+
+    def publish(self, folder: SweepStore, plan: Plan) -> None:
+        """Begins to tell of the last summary; who is at it already also tells of a later one."""
+        if tracked.summary_wish() is None or (self._thread and self._thread.is_alive()):
+            return
+        self._thread = threading.Thread(target=self._publish, args=(folder, plan), daemon=True)
+        self._thread.start()
+
+    def _publish(self, folder: SweepStore, plan: Plan) -> None:
+        try:
+            publish(folder, plan, self.say, has_ended=False, patience=Patience(_BESIDE_S))
+        except Exception as error:  # of a thread nobody else would tell it
+            self.say(f"W&B: the summary is not tracked: {error}; a later pass tries again")
+
+    def wait(self) -> None:
+        """Returns when nobody is at it any more, after minutes at most."""
+        if self._thread is not None:
+            self._thread.join()
 
 
 def announce_failed(folder: SweepStore, failed: Mapping[str, str], say: Say) -> None:
@@ -92,8 +130,10 @@ def end_text(folder: SweepStore, summary: Mapping[str, Any]) -> str:
         lines.append(f"trainable {summary['trainable_fraction']:.1%} of the points with a verdict")
     if summary.get("dimension") is not None:
         lines.append(f"edge dimension {summary['dimension']:.3f}")
+    elif (so_far := lattice.text(summary.get("provisional"))) is not None:
+        lines.append(f"edge dimension so far {so_far}")
     if problems := summary["problems"]:
-        lines.append(f"{len(problems)} problems, the first: {problems[0]}")
+        lines.append(f"{summary['num_problems']:,} problems, the first: {problems[0]}")
     lines.append(folder.where("summary"))
     return "\n".join(lines)
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
-from fractal_k8s.aggregate.announce import Patience, announce_failed, publish
+from fractal_k8s.aggregate.announce import Patience, announce_failed, is_wanted, publish
 from fractal_k8s.aggregate.passes import Look, Passes, accepts_mixed
-from fractal_k8s.aggregate.record import read_record
+from fractal_k8s.aggregate.record import inputs_of, is_unchanged, read_record
 from fractal_k8s.aggregate.until import JobsState
 from fractal_k8s.errors import EXIT_CORRUPT, EXIT_RETRY, FractalError, StoreError
-from fractal_k8s.results.lineage import Family, read_families
-from fractal_k8s.results.store import Store, SweepStore
+from fractal_k8s.results.lineage import Kin, Relative, as_relative, read_relative
+from fractal_k8s.results.listing import Listing, list_sweep
+from fractal_k8s.results.problems import in_summary, shown
+from fractal_k8s.results.store import Store
+from fractal_k8s.sweep.assignment import Plan
 
 Say = Callable[[str], None]
 
+_READERS: Final = 32
 # of a pass, on summaries that W&B does not take: the other sweeps' come with a later pass
 _TRACKING_S: Final = 300.0
 # A summary that is older is left alone: who first names a webhook or W&B is not told of all that
@@ -59,15 +65,40 @@ def aggregate_all(
     Raises:
         StoreError: the store cannot be listed.
     """
-    visits = _Visits(store, allow_mixed, say, jobs, read_families(store.files))
-    for sweep_id in store.files.folders():
+    names = store.files.folders()
+    with ThreadPoolExecutor(max_workers=_READERS) as readers:
+        firsts = dict(zip(names, readers.map(partial(_first_look, store), names), strict=True))
+    members = {name: one.member for name, one in firsts.items() if one.member is not None}
+    visits = _Visits(store, allow_mixed, say, jobs, Kin(store.files, members))
+    for sweep_id, first in firsts.items():
         try:
-            visit = visits.visit(sweep_id)
+            visit = visits.visit(sweep_id, first)
         except FractalError as error:
             code = EXIT_RETRY if type(error) is StoreError else EXIT_CORRUPT
             visit = Visit(sweep_id, "problem", problems=(str(error),), exit_code=code)
         if visit is not None:
             yield visit
+
+
+@dataclass(frozen=True)
+class _First:
+    """What is read of every sweep before any is visited."""
+
+    record: dict[str, Any]
+    # what families know of it; None where it is no sweep, or damaged
+    member: Relative | None
+    # why neither could be read
+    error: StoreError | None = None
+
+
+def _first_look(store: Store, sweep_id: str) -> _First:
+    """The aggregator's own record tells all; without one the sweep's definition is read."""
+    try:
+        record = read_record(store.sweep(sweep_id))
+        member = as_relative(sweep_id, record.get("member"))
+        return _First(record, member or read_relative(store.files, sweep_id))
+    except StoreError as error:
+        return _First({}, None, error)
 
 
 @dataclass
@@ -78,38 +109,64 @@ class _Visits:
     allow_mixed: bool
     say: Say
     jobs: Callable[[str], JobsState] | None
-    families: Family
+    kin: Kin
     patience: Patience = field(default_factory=lambda: Patience(_TRACKING_S))
 
-    def visit(self, sweep_id: str) -> Visit | None:
+    def visit(self, sweep_id: str, first: _First) -> Visit | None:
         """A pass over one sweep; None if the folder is none of a sweep."""
-        folder = self.store.sweep(sweep_id)
+        if first.error is not None:
+            raise first.error
+        folder, record = self.store.sweep(sweep_id), first.record
+        # a launch that accepts them tells its own aggregator only
+        allow_mixed = self.allow_mixed or accepts_mixed(record)
+        if record.get("complete") is True:
+            listing = list_sweep(folder)
+            if is_unchanged(listing, record, inputs_of(listing, allow_mixed, self.kin)):
+                return self._left_alone(listing, record, has_ended=False)
         plan = folder.read_plan()
         if plan is None:
             return None
         # asked before the store is read: what comes later is not missed
-        state = None if read_record(folder).get("complete") else self._jobs_state(sweep_id)
+        state = None if record.get("complete") else self._jobs_state(sweep_id)
         failed = {} if state is None else state.failed
         announce_failed(folder, failed, self.say)
-        if not folder.outcome_entries():
-            return Visit(sweep_id, "nothing stored")
-        # a launch that accepts them tells its own aggregator only
-        allow_mixed = self.allow_mixed or accepts_mixed(folder)
-        made = Passes(folder, plan, allow_mixed=allow_mixed, families=self.families).next()
+        listing = list_sweep(folder)
+        if not listing.outcomes:
+            return _nothing(sweep_id, record)
+        passes = Passes(folder, plan, allow_mixed=allow_mixed, say=self.say, kin=self.kin)
+        made = passes.next(listing)
         if isinstance(made, Look):
-            return _visited(sweep_id, "partial, pictures follow", made.coverage, made.problems)
+            return _visited(
+                sweep_id,
+                "partial, pictures follow",
+                made.coverage,
+                shown(in_summary(made.problems)),
+            )
         # Without a failed index Jobs may be gone because the sweep is trained elsewhere.
         has_ended = bool(failed) and state is not None and state.is_over
-        # also where nothing has changed: indexes fail after the last outcome, and servers come back
-        if made is not None or has_ended or _is_fresh(folder):
-            publish(folder, plan, self.say, has_ended=has_ended, patience=self.patience)
         if made is None:
-            # what was wrong when the same was drawn is wrong now
-            last = folder.read_summary() or {}
-            problems = tuple(last.get("problems", ()))
-            return _visited(sweep_id, "unchanged", last.get("coverage"), problems)
+            return self._left_alone(listing, record, has_ended=has_ended, plan=plan)
+        publish(folder, plan, self.say, has_ended=has_ended, patience=self.patience)
         name = "complete" if made.summary["complete"] else "partial"
-        return _visited(sweep_id, name, made.summary["coverage"], tuple(made.summary["problems"]))
+        return _visited(sweep_id, name, made.summary["coverage"], shown(made.summary))
+
+    def _left_alone(
+        self,
+        listing: Listing,
+        record: Mapping[str, Any],
+        *,
+        has_ended: bool,
+        plan: Plan | None = None,
+    ) -> Visit:
+        """A sweep of which nothing has changed, of which something may still have to be told."""
+        folder = listing.folder
+        # indexes fail after the last outcome, and servers come back
+        if (has_ended or _is_fresh(listing)) and is_wanted():
+            plan = folder.read_plan() if plan is None else plan
+            if plan is not None:
+                publish(folder, plan, self.say, has_ended=has_ended, patience=self.patience)
+        # what was wrong when the same was drawn is wrong now
+        return _visited(folder.sweep_id, "unchanged", record.get("coverage"), shown(record))
 
     def _jobs_state(self, sweep_id: str) -> JobsState | None:
         if self.jobs is None:
@@ -125,7 +182,15 @@ def _visited(sweep_id: str, state: str, coverage: float | None, problems: tuple[
     return Visit(sweep_id, state, coverage, problems, EXIT_CORRUPT if problems else 0)
 
 
-def _is_fresh(folder: SweepStore) -> bool:
-    entries = folder.files.entries(folder.key("summary"))
-    written = max((entry.modified_ns for entry in entries), default=0) / 1e9
+def _nothing(sweep_id: str, record: Mapping[str, Any]) -> Visit:
+    """A sweep without outcomes; the summary of those that were there stays as it is."""
+    before = record.get("objects")
+    if not isinstance(before, int) or not before:
+        return Visit(sweep_id, "nothing stored")
+    gone = f"all {before:,} outcome objects that the last pass saw are gone"
+    return _visited(sweep_id, "nothing stored", None, (gone,))
+
+
+def _is_fresh(listing: Listing) -> bool:
+    written = max((entry.modified_ns for entry in listing.below("summary")), default=0) / 1e9
     return time.time() - written < _FRESH_S

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from fractal_k8s.errors import StoreError
-from fractal_k8s.results.collect import FOLDER
+from fractal_k8s.results.listing import FOLDER
 from fractal_k8s.results.store import SweepStore
 
 # who has not ended by then was killed

@@ -11,12 +11,11 @@ from typing import Any, Final
 
 from fractal_k8s import __version__
 from fractal_k8s.errors import StoreError
-from fractal_k8s.results.collect import FOLDER, are_settled, settled_before
 from fractal_k8s.results.files import Entry
-from fractal_k8s.results.lineage import Family, family
+from fractal_k8s.results.lineage import Kin
+from fractal_k8s.results.listing import FOLDER, Listing, are_settled
 from fractal_k8s.results.published import is_whole
-from fractal_k8s.results.store import SweepStore
-from fractal_k8s.sweep.assignment import Plan
+from fractal_k8s.results.store import PROGRESS_FILE, SweepStore
 
 _FILE: Final = "state.json"
 
@@ -48,46 +47,59 @@ class Inputs:
     others: str | None
 
 
-def inputs_of(
-    folder: SweepStore,
-    plan: Plan,
-    entries: list[Entry],
-    options: object,
-    families: Family | None = None,
-) -> Inputs:
+def inputs_of(listing: Listing, allow_mixed: bool, kin: Kin) -> Inputs:
     """What a summary would be made of now.
 
     Args:
-        entries: the outcome objects as listed just now.
-        options: of the pass.
-        families: all sweeps of the store, if they were read just now.
+        allow_mixed: whether the pass accepts points of different numerics classes as one map.
+        kin: the families of the store's sweeps.
     """
-    notes = folder.files.entries(folder.key("notes"))
-    horizon = settled_before(folder)
-    if not are_settled(notes, horizon):
+    notes = listing.below("notes")
+    if listing.plan is None or not are_settled(notes, listing.horizon):
         return Inputs(None, None)
-    sweep = plan.sweep
     # with the numbers of the others, which their next passes may change
-    kin = None if sweep.is_scattered else family(folder, plan, {}, families)
-    text = json.dumps([__version__, sweep.canonical_json(), _listed(notes), kin, repr(options)])
-    others = hashlib.sha256(text.encode()).hexdigest()
-    if not are_settled(entries, horizon):
-        return Inputs(None, others)
-    text = json.dumps([others, _listed(entries)])
-    return Inputs(hashlib.sha256(text.encode()).hexdigest(), others)
+    others = kin.numbers_around(listing.folder.sweep_id)
+    text = json.dumps([__version__, _listed([listing.plan]), _listed(notes), others, allow_mixed])
+    rest = hashlib.sha256(text.encode()).hexdigest()
+    if not are_settled(listing.outcomes, listing.horizon):
+        return Inputs(None, rest)
+    text = json.dumps([rest, _listed(listing.outcomes)])
+    return Inputs(hashlib.sha256(text.encode()).hexdigest(), rest)
 
 
 def _listed(entries: list[Entry]) -> list[list[object]]:
     return [[entry.key, entry.size, entry.modified_ns] for entry in entries]
 
 
-def is_unchanged(folder: SweepStore, record: Mapping[str, Any], inputs: Inputs) -> bool:
+def is_unchanged(listing: Listing, record: Mapping[str, Any], inputs: Inputs) -> bool:
     """Whether the last pass made its summary of the same, and it is still there."""
     if inputs.whole is None or record.get("inputs") != inputs.whole:
         return False
-    return has_summary(folder, record)
+    return has_summary(listing, record)
 
 
-def has_summary(folder: SweepStore, record: Mapping[str, Any]) -> bool:
+def has_summary(listing: Listing, record: Mapping[str, Any]) -> bool:
     """Whether the summary in the store is the one that is remembered, with all its files."""
-    return is_whole(folder, record.get("manifest"))
+    shown = _shown(listing.below("summary"))
+    if are_settled(shown, listing.horizon) and _hashed(shown) == record.get("shown"):
+        return True
+    return is_whole(listing.folder, record.get("manifest"), shown)
+
+
+def seal_of_summary(folder: SweepStore, digest: str) -> str | None:
+    """What tells from a listing that a summary is still there; None if it is not even now.
+
+    Args:
+        digest: sha256 of its manifest.
+    """
+    shown = _shown(folder.files.entries(folder.key("summary")))
+    return _hashed(shown) if is_whole(folder, digest, shown) else None
+
+
+def _shown(summary: list[Entry]) -> list[Entry]:
+    """What is listed of a summary, without the counts that may be ahead of it."""
+    return [entry for entry in summary if not entry.key.endswith(f"/{PROGRESS_FILE}")]
+
+
+def _hashed(entries: list[Entry]) -> str:
+    return hashlib.sha256(json.dumps(_listed(entries)).encode()).hexdigest()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from fractal_k8s.aggregate.announce import announce_failed, publish
+from fractal_k8s.aggregate.announce import Beside, announce_failed, publish
 from fractal_k8s.aggregate.one_pass import Aggregation
 from fractal_k8s.aggregate.passes import Look, Passes
 from fractal_k8s.errors import (
@@ -18,6 +18,7 @@ from fractal_k8s.errors import (
     StoreError,
     UsageError,
 )
+from fractal_k8s.results.listing import list_sweep
 from fractal_k8s.results.store import Store
 from fractal_k8s.sweep.assignment import Plan
 
@@ -75,6 +76,7 @@ def aggregate_until(
             break
         time.sleep(waiting.pause_s)
     plan, done = waiting.result()
+    waiting.beside.wait()  # who is still telling of an earlier one would keep the last from it
     publish(store.sweep(plan.sweep.id), plan, say, has_ended=True)
     return plan, done
 
@@ -92,6 +94,8 @@ class _Waiting:
         self.say = say
         self.plan: Plan | None = None
         self._passes: Passes | None = None
+        # tells W&B of summaries on the way
+        self.beside = Beside(say)
         self.done: Aggregation | None = None
         self.pause_s = watch.every_s
         # when something new came last, or the cluster said that something will
@@ -153,16 +157,17 @@ class _Waiting:
             return False
         folder = self.store.sweep(self.plan.sweep.id)
         if self._passes is None:
-            self._passes = Passes(folder, self.plan, allow_mixed=self.allow_mixed)
-        seen = folder.outcome_entries()
+            self._passes = Passes(folder, self.plan, allow_mixed=self.allow_mixed, say=self.say)
+        listing = list_sweep(folder)
+        seen = listing.outcomes
         if seen != self._seen:
             self._seen, self._hoped_at = seen, time.monotonic()
         elif self.done is not None and not self._is_behind and not is_last:
             return bool(self.done.summary["complete"])
         if self.done is None:
-            self.done = self._passes.whole()
+            self.done = self._passes.whole(listing)
             return self._drawn(self.done)
-        made = self._passes.next(may_look=not is_last)
+        made = self._passes.next(listing, may_look=not is_last)
         if isinstance(made, Look):
             self._is_behind = True
             text = f"{made.known:,} of {made.points:,} points, {made.num_read:,} objects read"
@@ -177,6 +182,8 @@ class _Waiting:
     def _drawn(self, done: Aggregation) -> bool:
         """Says what was drawn; True when every point has a verdict."""
         self._is_behind = False
+        assert self.plan is not None  # it was drawn
+        self.beside.publish(self.store.sweep(self.plan.sweep.id), self.plan)
         known, whole = int(done.grid.known.sum()), done.grid.known.size
         self.say(f"{known:,} of {whole:,} points, {done.num_read:,} objects read")
         return bool(done.summary["complete"])

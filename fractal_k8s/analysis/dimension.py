@@ -6,8 +6,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from fractal_k8s.analysis import lattice
 from fractal_k8s.analysis.boundary import Mask
-from fractal_k8s.analysis.box_dimension import BoxDimension, windows
+from fractal_k8s.analysis.box_dimension import MIN_DECADES, BoxDimension, windows
 from fractal_k8s.analysis.calibration import (
     DISCREPANCY,
     MAX_MISFIT,
@@ -18,6 +19,7 @@ from fractal_k8s.analysis.calibration import (
 from fractal_k8s.analysis.entropy import UNRESOLVED, Mixing, measure_mixing
 from fractal_k8s.analysis.subject import Subject
 from fractal_k8s.analysis.uncertainty import Uncertainty, measure_uncertainty
+from fractal_k8s.results.grid import MISSING
 
 TITLE: Final = "Edge dimension"
 
@@ -37,9 +39,13 @@ def analyse(subject: Subject) -> dict[str, Any]:
 
     With maps of other seeds (note `replicas`) the dimension is their mean, and the interval is that
     of the mean over seeds, widened by what simulated and other edges differ in.
+
+    A map without a dimension because points of it are still to come has a provisional one, under a
+    key of its own, where a coarser lattice of it is complete: see `analysis.lattice`.
     """
     result = measure_dimension(subject.labels & subject.known, subject.known)
     result["interval_from"] = None if result["interval"] is None else "simulation"
+    result["provisional"] = _provisional(subject, result)
     replicas = subject.notes.get("replicas")
     if result["interval"] is None or not replicas or not replicas["interval"]:
         return result
@@ -51,6 +57,19 @@ def analyse(subject: Subject) -> dict[str, Any]:
         "interval": [max(1.0, low - DISCREPANCY), min(2.0, high + DISCREPANCY)],
         "interval_from": f"{len(judged)} seeds",
     }
+
+
+def _provisional(subject: Subject, result: dict[str, Any]) -> dict[str, Any] | None:
+    """What is known of the dimension of a map that has too many holes for one."""
+    # boxes over the whole range found a reason that more points would not take away
+    if result["decades"] >= MIN_DECADES or subject.grid is None:
+        return None
+    found = lattice.finest_complete(subject.grid.states == MISSING)
+    if found is None:
+        return None
+    known = found.of(subject.known)
+    measured = measure_dimension(found.of(subject.labels) & known, known)
+    return lattice.as_plain_data(found, subject.known.shape, measured)
 
 
 def measure_dimension(labels: Mask, known: Mask) -> dict[str, Any]:
@@ -96,6 +115,8 @@ def lines(result: dict[str, Any]) -> list[tuple[str, str]]:
     if result["raw_slope"] is not None:
         rows += _measured_lines(result)
     if result["dimension"] is None:
+        if (text := lattice.text(result.get("provisional"))) is not None:
+            rows.insert(0, ("so far", text))
         return [("dimension", f"none: {result['refused']}"), *rows]
     low, high = result["interval"]
     source = result.get("interval_from") or "simulation"

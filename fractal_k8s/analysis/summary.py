@@ -14,6 +14,7 @@ from fractal_k8s.analysis.subject import Subject
 from fractal_k8s.errors import UsageError
 from fractal_k8s.results.grid import NOT_TRAINABLE, TRAINABLE, Grid
 from fractal_k8s.results.holes import holes_of
+from fractal_k8s.results.problems import in_summary
 from fractal_k8s.results.verdict import window_holds_first_loss
 from fractal_k8s.sweep.deal import representatives
 
@@ -33,9 +34,10 @@ def summarise(
 
     Keys: sweep, resolution, verdict, counts (points by state), coverage (share of points whose
     verdict is known), trainable_fraction (of those), holes (points without a verdict by name, see
-    `results.holes`), those of `analysis.dimension`, and what the
-    reader must know: biased_points, problems, numerics_classes, timing; `analyses` holds the
-    results of all analyses by name, and `notes` what other commands found out about the sweep.
+    `results.holes`), those of `analysis.dimension` (with `provisional`, what an incomplete map says
+    of the dimension already, see `analysis.lattice`), and what the reader must know: biased_points,
+    problems (the first ones, see `results.problems`), numerics_classes, timing; `analyses` holds
+    the results of all analyses by name, and `notes` what other commands found out about the sweep.
 
     Args:
         method: how the edge's dimension is measured, from METHODS.
@@ -56,7 +58,7 @@ def summarise(
         "complete": bool(known.all()),
         "holes": holes_of(grid),
         "biased_points": int(biased.sum()),
-        "problems": grid.problems,
+        **in_summary(grid.problems),
         "numerics_classes": grid.classes,
         "timing": _timing(grid),
         "notes": dict(notes or {}),

@@ -116,8 +116,9 @@ def _once(sweep_id: str, store_uri: str, allow_mixed: bool, as_json: bool) -> Ag
     from fractal_k8s.aggregate.passes import Passes
 
     folder, plan = open_store(store_uri).plan(sweep_id)
-    done = Passes(folder, plan, allow_mixed=allow_mixed).whole()
-    publish(folder, plan, _line(as_json), has_ended=False)
+    say = _line(as_json)
+    done = Passes(folder, plan, allow_mixed=allow_mixed, say=say).whole()
+    publish(folder, plan, say, has_ended=False)
     return done
 
 
@@ -179,6 +180,7 @@ def _say(done: Aggregation, seconds: float, as_json: bool) -> None:
             "coverage": done.summary["coverage"],
             "counts": done.summary["counts"],
             "problems": done.summary["problems"],
+            "num_problems": done.summary["num_problems"],
             "objects": done.objects,
             "read": done.num_read,
             "reading_seconds": round(done.reading_seconds, 3),

@@ -295,7 +295,7 @@ def size_text(size: float) -> str:
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
     """A map's numbers for a terminal."""
-    from fractal_k8s.results import holes
+    from fractal_k8s.results import holes, problems
 
     counts = summary.get("counts", {})
     rows, columns = summary["resolution"]
@@ -315,7 +315,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         )
     if note := summary.get("notes", {}).get("certificate"):
         lines.append(f"  {note['line']}")
-    lines += [f"  problem: {problem}" for problem in summary.get("problems", [])]
+    lines += [f"  problem: {problem}" for problem in problems.shown(summary)]
     lines += [
         f"  data: {text}" for text in summary.get("notes", {}).get("data", {}).get("sentences", [])
     ]
@@ -323,6 +323,8 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def _dimension_lines(summary: dict[str, Any]) -> list[str]:
+    from fractal_k8s.analysis import lattice
+
     if "boundary_pixels" not in summary:
         return []  # another analysis was asked for, or there is no map
     what = "cells of the set" if summary["method"] == "aligned" else "boundary pixels"
@@ -330,6 +332,8 @@ def _dimension_lines(summary: dict[str, Any]) -> list[str]:
     lines = [f"  {what} {summary['boundary_pixels']:,}"] if is_looked_for else []
     if summary["dimension"] is None:
         lines.append(f"  edge dimension: none ({summary['refused']})")
+        if (so_far := lattice.text(summary.get("provisional"))) is not None:
+            lines.append(f"  so far {so_far}")
         if summary["raw_slope"] is not None:
             lines.append(f"  slope of its boxes {summary['raw_slope']:.3f}, before any calibration")
         return lines

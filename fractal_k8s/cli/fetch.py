@@ -49,6 +49,7 @@ def command(sweep_id: str, target: Path, store_uri: str, where: Where, as_json: 
         fractal-k8s report docvqa-d20 --store maps --open
     """
     from fractal_k8s.results.copy import copy_sweep
+    from fractal_k8s.results.problems import in_summary, shown
 
     uri, found = stored_at(where, sweep_id, store_uri)
     folder, plan = open_store(uri).plan(found)
@@ -72,7 +73,7 @@ def command(sweep_id: str, target: Path, store_uri: str, where: Where, as_json: 
         )
         for remark in copied.remarks:
             click.echo(f"  {remark}")
-        for problem in copied.problems:
+        for problem in shown(in_summary(copied.problems)):
             click.echo(f"  problem: {problem}")
         click.echo(f"fractal-k8s report {plan.sweep.id} --store {shlex.quote(str(target))} --open")
     if copied.problems:

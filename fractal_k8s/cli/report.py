@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,15 @@ _COLOURS = ("original", "safe")
 @click.option(
     "--colours",
     type=click.Choice(_COLOURS),
-    default=_COLOURS[0],
+    help="Colours of the figures, and of the page when it opens; safe is for colour blindness. The "
+    "choice stays; it begins with original.",
+)
+@click.option(
+    "--figures/--no-figures",
+    default=True,
     show_default=True,
-    help="Colours of the figures, and of the page when it opens; safe is for colour blindness.",
+    help="Figures for a paper as PDF and PNG. While they are wanted, every pass of an aggregator "
+    "draws them anew.",
 )
 @click.option(
     "--movie",
@@ -49,7 +56,8 @@ _COLOURS = ("original", "safe")
 def command(
     sweep_id: str,
     open_page: bool,
-    colours: str,
+    colours: str | None,
+    figures: bool,
     movie: Path | None,
     allow_mixed: bool,
     store_uri: str,
@@ -60,10 +68,12 @@ def command(
 
     The page is one file without a server; send it to a co-author as it is. The figures come as
     PDF and PNG, sized for a paper: the map, the fit of its dimension, and the family of zooms. A
-    sweep that is not complete gives a page that says so. With --context they are drawn in the store
-    that a cluster's sweep writes to.
+    sweep that is not complete gives a page that says so, and what was chosen here is kept in the
+    store: an aggregator that goes on with the sweep draws the same. With --context they are drawn
+    in the store that a cluster's sweep writes to.
     """
-    from fractal_k8s.aggregate import aggregate, write_figures
+    from fractal_k8s.aggregate.drawing import choose
+    from fractal_k8s.aggregate.passes import Passes
 
     uri, found = stored_at(where, sweep_id, store_uri)
     store = open_store(uri)
@@ -79,14 +89,14 @@ def command(
             f"the store of {plan.sweep.id} is not on this machine, and a page opens from a folder; "
             f"fetch it with: fractal-k8s fetch {plan.sweep.id} {store_words(where, uri)} --to maps"
         )
-    done = aggregate(folder, plan, allow_mixed=allow_mixed, colours=colours)
-    written = dict(done.written)
-    if "map.png" in written:  # points that make no map have no figures
-        written |= write_figures(folder, done, allow_mixed=allow_mixed, colours=colours)
+    if not plan.sweep.is_scattered:  # points that make no map have no figures
+        choose(folder, colours=colours, figures=figures)
+    passes = Passes(folder, plan, allow_mixed=allow_mixed, say=partial(click.echo, err=True))
+    done = passes.whole()
     if as_json:
-        echo_json(written)
+        echo_json(done.written)
     else:
-        for name, place in written.items():
+        for name, place in done.written.items():
             click.echo(f"{name:<14} {place}")
         if "report.html" not in done.written:
             click.echo(f"{done.summary['refused']}: there are no figures and no page")
@@ -97,15 +107,17 @@ def command(
 
 
 def _make_movie(
-    store: Store, sweep_id: str, path: Path, colours: str, allow_mixed: bool
+    store: Store, sweep_id: str, path: Path, colours: str | None, allow_mixed: bool
 ) -> dict[str, Any]:
     """Writes the movie; returns where, of which maps, and of how many pictures."""
+    from fractal_k8s.aggregate.drawing import stored_drawing
     from fractal_k8s.report.colours import SCHEMES
     from fractal_k8s.report.movie import family_levels, movie_writer, write_movie
 
     movie_writer(path)  # whether it can be written is said before anything is read
-    levels = family_levels(*store.plan(sweep_id), allow_mixed=allow_mixed)
-    frames = write_movie(levels, path, SCHEMES[colours])
+    folder, plan = store.plan(sweep_id)
+    levels = family_levels(folder, plan, allow_mixed=allow_mixed)
+    frames = write_movie(levels, path, SCHEMES[colours or stored_drawing(folder).colours])
     ids = [level.sweep_id for level in levels]
     return {"movie": str(path), "levels": ids, "frames": frames}
 

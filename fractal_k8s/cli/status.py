@@ -95,6 +95,8 @@ def _facts(folder: SweepStore, tally: Tally) -> dict[str, Any]:
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
+    from fractal_k8s.results.problems import in_summary, shown
+
     counts = facts["counts"]
     known = facts["points"] - counts["missing"] - counts["failed"]
     running = {True: "running", False: "not running", None: "in object storage"}[facts["running"]]
@@ -109,7 +111,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         )
     if known < facts["points"] and facts["running"] is False:
         lines.append(f"  continue with: {facts['resume']}")
-    lines += [f"  problem: {problem}" for problem in facts["problems"]]
+    lines += [f"  problem: {problem}" for problem in shown(in_summary(facts["problems"]))]
     lines.append(f"  {facts['where']}")
     return lines
 

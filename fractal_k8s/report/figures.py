@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 
+from fractal_k8s.analysis import lattice
 from fractal_k8s.analysis.measure import convergence_measure, rank_colours
 from fractal_k8s.report.colours import (
     NO_VALUE_COLOUR,
@@ -155,6 +156,8 @@ def _edge_caption(summary: dict[str, Any]) -> str:
     if dimension is not None:
         low, high = summary["interval"] or (dimension, dimension)
         return f"edge dimension {dimension:.3f} [{low:.3f}, {high:.3f}]"
+    if (so_far := lattice.text(summary.get("provisional"))) is not None:
+        return f"edge dimension so far {so_far}"
     if slope is not None:  # the reason is a sentence, too long for here
         return f"no edge dimension (slope of boxes {slope:.2f})"
     return str(summary["refused"])

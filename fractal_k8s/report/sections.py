@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from fractal_k8s import __version__
+from fractal_k8s.analysis import lattice
 from fractal_k8s.analysis.registry import load
 from fractal_k8s.report.criteria import criteria
 from fractal_k8s.report.fit import fit_of
 from fractal_k8s.report.plots import dimension_plot
-from fractal_k8s.results import holes
+from fractal_k8s.results import holes, problems
 from fractal_k8s.results.golden import short_hash
 from fractal_k8s.results.grid import NOT_TRAINABLE, Grid
 from fractal_k8s.results.verdict import window_holds_first_loss
@@ -88,7 +89,9 @@ def tiles(grid: Grid, summary: Summary) -> str:
 
 def _dimension_tile(summary: Summary) -> tuple[str, str]:
     if summary.get("dimension") is None:
-        return "none", str(summary.get("refused") or "")
+        reason = str(summary.get("refused") or "")
+        so_far = lattice.text(summary.get("provisional"))
+        return "none", reason if so_far is None else f"so far {so_far}"
     interval = summary.get("interval")
     note = f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
     return f"{summary['dimension']:.3f}", note
@@ -110,7 +113,7 @@ def notices(grid: Grid, summary: Summary) -> str:
             f"{grid.rule.window} losses holds the first loss, which biases the ratio towards 1 "
             f"({rows} rows and {columns} columns are affected)."
         )
-    texts += summary["problems"]
+    texts += problems.shown(summary)
     if lost := summary["notes"].get("data", {}).get("sentences"):
         texts.append(f"Data: {'; '.join(lost)}.")
     if len(summary["numerics_classes"]) > 1:

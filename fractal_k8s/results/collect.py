@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -25,10 +24,10 @@ import pyarrow as pa
 from fractal_k8s.errors import CorruptError, StoreError
 from fractal_k8s.results import schema
 from fractal_k8s.results.files import Entry
+from fractal_k8s.results.listing import FOLDER, Listing, is_settled, list_sweep
 from fractal_k8s.results.store import Outcomes, SweepStore
 from fractal_k8s.sweep.definition import Sweep
 
-FOLDER: Final = "aggregate"
 _ROWS: Final = "rows"
 _SUFFIX: Final = ".arrow"
 # raised when what is kept changes its meaning
@@ -40,9 +39,6 @@ _WAVE: Final = 1024
 # Kept parts beyond which they are made one.
 _MOST_PARTS: Final = 24
 _PART_READERS: Final = 4
-_SECOND_NS: Final = 1_000_000_000
-# Object stores refuse requests of a machine whose clock differs from theirs by more.
-_MOST_SKEW_NS: Final = 15 * 60 * _SECOND_NS
 
 
 @dataclass
@@ -83,20 +79,21 @@ class _Part:
 
 
 def collect(
-    folder: SweepStore, sweep: Sweep, *, entries: list[Entry] | None = None, keep: bool = True
+    folder: SweepStore, sweep: Sweep, *, listing: Listing | None = None, keep: bool = True
 ) -> Collected:
     """The union of all outcome objects, unreadable ones named and left out.
 
     Args:
-        entries: the objects, if they were listed just now; None = they are listed.
+        listing: of the sweep, if it was made just now; None = it is made.
         keep: leave what is read for the next pass, where the store can be written to.
 
     Raises:
         StoreError: the store cannot be listed or read.
     """
-    horizon = settled_before(folder)
-    listed = folder.outcome_entries() if entries is None else entries
-    stored = _stored(folder)
+    listing = list_sweep(folder) if listing is None else listing
+    listed, horizon = listing.outcomes, listing.horizon
+    # what earlier passes have kept
+    stored = [entry for entry in listing.below(FOLDER, _ROWS) if entry.key.endswith(_SUFFIX)]
     parts = list(_kept(folder, sweep, stored, set(listed)))
     known = {entry for part in parts for entry in part.entries}
     fresh = [entry for entry in listed if entry not in known]
@@ -177,15 +174,6 @@ def _identity(sweep: Sweep) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _stored(folder: SweepStore) -> list[Entry]:
-    """What earlier passes have kept; nothing where that cannot be read."""
-    try:
-        entries = folder.files.entries(folder.key(FOLDER, _ROWS))
-    except StoreError:
-        return []
-    return [entry for entry in entries if entry.key.endswith(_SUFFIX)]
-
-
 def _kept(
     folder: SweepStore, sweep: Sweep, stored: list[Entry], listed: set[Entry]
 ) -> Iterator[_Part]:
@@ -236,30 +224,6 @@ def _keep(folder: SweepStore, sweep: Sweep, part: _Part, horizon: int) -> _Part:
     except StoreError:  # who may only read draws its own picture
         return part
     return _Part(part.entries, part.lengths, part.table, _name(data))
-
-
-def settled_before(folder: SweepStore) -> int:
-    """Time of the store's clock before which nothing can be written any more, in ns.
-
-    Where times are whole seconds, an object that was written in the present one may be written
-    again and look the same. What an earlier pass has left tells that a time is past; this machine's
-    clock may be wrong.
-    """
-    try:
-        times = [entry.modified_ns for entry in folder.files.entries(folder.key(FOLDER))]
-    except StoreError:
-        times = []
-    return max([time.time_ns() - _MOST_SKEW_NS, *times]) - _SECOND_NS
-
-
-def are_settled(entries: Iterable[Entry], horizon: int) -> bool:
-    """Whether none of the objects could be written again and look the same."""
-    return all(is_settled(entry, horizon) for entry in entries)
-
-
-def is_settled(entry: Entry, horizon: int) -> bool:
-    """Whether an object could not be written again and look the same."""
-    return entry.modified_ns % _SECOND_NS != 0 or entry.modified_ns < horizon
 
 
 def _packed(sweep: Sweep, part: _Part) -> bytes:

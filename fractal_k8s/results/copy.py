@@ -15,16 +15,15 @@ from typing import Any, Final
 
 from fractal_k8s.errors import CorruptError, UsageError
 from fractal_k8s.results import schema
-from fractal_k8s.results.collect import is_settled, settled_before
 from fractal_k8s.results.files import Entry, LocalFiles
-from fractal_k8s.results.published import published_files
-from fractal_k8s.results.store import MANIFEST_FILE, PROGRESS_FILE, SweepStore
+from fractal_k8s.results.listing import Listing, is_settled, list_sweep
+from fractal_k8s.results.published import named_files, published_files
+from fractal_k8s.results.store import MANIFEST_FILE, PLAN_FILE, PROGRESS_FILE, SweepStore
 from fractal_k8s.sweep.assignment import Plan
 
 _READERS: Final = 16
 # what is copied besides sweep.json; not what the aggregator can make again
 _PARTS: Final = ("outcomes", "logs", "notes", "deals", "classes", "files", "wandb", "summary")
-_PLAN: Final = "sweep.json"
 # which objects lie here as they were listed in the store
 _RECEIPT: Final = ".fetched.json"
 
@@ -59,17 +58,18 @@ def copy_sweep(folder: SweepStore, plan: Plan, target: Path) -> Copied:
     copied = Copied(files.root / folder.sweep_id)
     # counts that are ahead of the summary are gone with the next one; here they would stay
     others = {*_copy_summary(folder, files, copied), folder.key("summary", PROGRESS_FILE)}
-    receipt = _Receipt(files, folder)  # begun before anything is listed
-    found = [entry for part in _PARTS for entry in folder.files.entries(folder.key(part))]
+    listing = list_sweep(folder)
+    receipt = _Receipt(files, listing)
+    found = [entry for part in _PARTS for entry in listing.below(part)]
     listed = [entry for entry in found if entry.key not in others and _is_ours(entry, copied)]
     copied.num_files += len(listed) + 1
     todo = [entry for entry in listed if not receipt.has(entry)]
     copied.num_skipped += len(listed) - len(todo)
     copied.remarks += _remarks(folder, found, receipt.gone(listed))
-    if files.get(folder.key(_PLAN)) == (text := plan.to_json().encode()):
+    if files.get(folder.key(PLAN_FILE)) == (text := plan.to_json().encode()):
         copied.num_skipped += 1
     else:
-        files.put(folder.key(_PLAN), text)
+        files.put(folder.key(PLAN_FILE), text)
     try:
         _copy_objects(folder, plan, files, todo, copied, receipt)
     finally:  # also of a copy that is stopped, which then goes on
@@ -154,9 +154,12 @@ def _copy_summary(folder: SweepStore, files: LocalFiles, copied: Copied) -> set[
     copied.problems += found.problems
     if not is_new:
         copied.num_skipped += len(found.files)
-    for name, data in found.files.items() if is_new else ():
-        here.put_summary(name, data)  # the manifest is the last one
-        copied.num_bytes += len(data)
+    if is_new:
+        before = named_files(here)
+        for name, data in found.files.items():
+            here.put_summary(name, data)  # the manifest is the last one
+            copied.num_bytes += len(data)
+        files.discard(folder.key("summary", name) for name in before - found.files.keys())
     return {folder.key("summary", name) for name in found.files}
 
 
@@ -177,10 +180,10 @@ def _remarks(folder: SweepStore, listed: list[Entry], gone: list[str]) -> Iterat
 class _Receipt:
     """Which objects have come, as they were listed, and the sha256 of what came."""
 
-    def __init__(self, files: LocalFiles, folder: SweepStore) -> None:
+    def __init__(self, files: LocalFiles, listing: Listing) -> None:
         self._files = files
-        self._key = folder.key(_RECEIPT)
-        self._horizon = settled_before(folder)
+        self._key = listing.folder.key(_RECEIPT)
+        self._horizon = listing.horizon
         self._had: dict[str, Any] = {}
         try:
             found = json.loads(files.get(self._key) or b"{}")

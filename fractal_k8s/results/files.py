@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from fractal_k8s.buckets import open_gcs, open_s3
 from fractal_k8s.errors import StoreError, UsageError
-from fractal_k8s.results.retries import is_refused, told, tried
+from fractal_k8s.results.retries import Deadline, in_time, is_refused, told, tried
 
 if TYPE_CHECKING:
     from pyarrow import NativeFile
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TEMPORARY: Final = ".writing-"
+# of a listing with all its pages, a thousand names each
+_LISTING_S: Final = 900.0
 # the one file of a claimed folder
 _FIRST: Final = "first.json"
 # Object stores tell times in whole seconds: who claims within one of them must see the other.
@@ -295,27 +297,28 @@ class ObjectFiles:
             self.discard([temporary])
 
     def get(self, key: str) -> bytes | None:
-        def read() -> bytes | None:
+        def read(deadline: Deadline) -> bytes | None:
             try:
-                with self._fs.open_input_stream(f"{self.base}/{key}", compression=None) as stream:
-                    data: bytes = stream.read()
+                with self._fs.open_input_file(f"{self.base}/{key}") as file:
+                    deadline.allow(file.size())
+                    data: bytes = file.read()
             except FileNotFoundError:
                 return None
             return data
 
-        data = self._tried("read", key, read)
+        data = self._tried("read", key, lambda: in_time(read, Deadline()))
         if data is None:
             self._check_bucket()
         return data
 
     def open(self, key: str) -> NativeFile | None:
-        def opened() -> NativeFile | None:
+        def opened(_: Deadline) -> NativeFile | None:
             try:
                 return self._fs.open_input_file(f"{self.base}/{key}")
             except FileNotFoundError:
                 return None
 
-        return self._tried("read", key, opened)
+        return self._tried("read", key, lambda: in_time(opened, Deadline()))
 
     def entries(self, prefix: str) -> list[Entry]:
         from pyarrow import fs as pafs
@@ -335,7 +338,7 @@ class ObjectFiles:
 
         selector = pafs.FileSelector(f"{self.base}/{prefix}".rstrip("/"), recursive=recursive)
 
-        def listed() -> list[FileInfo]:
+        def listed(_: Deadline) -> list[FileInfo]:
             # with `allow_not_found` a bucket that is missing, or is said to be in the middle of
             # the listing, would give an empty or a shorter list
             try:
@@ -344,7 +347,7 @@ class ObjectFiles:
                 return []
             return found
 
-        infos = self._tried("list", prefix, listed)
+        infos = self._tried("list", prefix, lambda: in_time(listed, Deadline(_LISTING_S)))
         if not infos:
             self._check_bucket()
         return infos

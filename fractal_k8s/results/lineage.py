@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 from fractal_k8s.errors import FractalError
 from fractal_k8s.results.files import Files
-from fractal_k8s.results.store import SweepStore
+from fractal_k8s.results.store import PLAN_FILE, SweepStore
 from fractal_k8s.sweep.assignment import Plan
 
 _READERS: Final = 32
@@ -29,6 +29,11 @@ class Relative:
     # rows, columns; None where the sweep is not in the store
     resolution: list[int] | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """As the same keys of the sweep's definition."""
+        origin = None if self.parent is None else {"parent": self.parent, "box": self.box}
+        return {"resolution": self.resolution, "origin": origin}
+
 
 Family = dict[str, Relative]
 
@@ -37,14 +42,22 @@ def read_families(files: Files) -> Family:
     """All sweeps of a store with where they come from; unreadable ones are left out."""
     names = files.folders()
     with ThreadPoolExecutor(max_workers=_READERS) as readers:
-        texts = readers.map(lambda name: files.get(f"{name}/sweep.json"), names)
-        found = (_relative(name, text) for name, text in zip(names, texts, strict=True))
+        found = readers.map(lambda name: read_relative(files, name), names)
         return {member.sweep_id: member for member in found if member is not None}
 
 
-def _relative(sweep_id: str, text: bytes | None) -> Relative | None:
+def read_relative(files: Files, sweep_id: str) -> Relative | None:
+    """A sweep with where it comes from; None where that cannot be read."""
     try:
-        sweep = json.loads(text or b"")["sweep"]
+        content = json.loads(files.get(f"{sweep_id}/{PLAN_FILE}") or b"")
+        return as_relative(sweep_id, content["sweep"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def as_relative(sweep_id: str, sweep: Any) -> Relative | None:
+    """What a definition, or `Relative.to_dict`, says of where a sweep comes from."""
+    try:
         # points scattered over a zoom's plane, such as its controls, are no zoom themselves
         origin = None if sweep.get("scatter") else sweep.get("origin")
         resolution = cast(list[int], _pair(sweep["resolution"]))
@@ -116,9 +129,37 @@ def relatives(families: Family, sweep_id: str, parent: str | None) -> list[str]:
     return [member for member in ordered if member in families and member != sweep_id]
 
 
-def family(
-    folder: SweepStore, plan: Plan, summary: dict[str, Any], families: Family | None = None
-) -> dict[str, Any] | None:
+class Kin:
+    """The families of a store's sweeps, and the numbers of their last summaries, read once."""
+
+    def __init__(self, files: Files, members: Family | None = None) -> None:
+        """
+        Args:
+            members: all sweeps of the store, if they are known; None = they are read now.
+        """
+        self.files = files
+        self.members = read_families(files) if members is None else members
+        self._summaries: dict[str, dict[str, Any]] = {}
+
+    def entry(self, sweep_id: str) -> dict[str, Any]:
+        """A member with its numbers as they were when they were first asked for."""
+        if sweep_id not in self._summaries:
+            self._summaries[sweep_id] = stored_summary(self.files, sweep_id)
+        member = self.members.get(sweep_id, Relative(sweep_id, None, None, None))
+        return entry(member, self._summaries[sweep_id])
+
+    def forget(self, sweep_id: str) -> None:
+        """Has the numbers of a sweep read again, which has a new summary."""
+        self._summaries.pop(sweep_id, None)
+
+    def numbers_around(self, sweep_id: str) -> list[dict[str, Any]]:
+        """What a sweep's own page tells of its ancestors and of the zooms into it."""
+        own = self.members.get(sweep_id)
+        line = [] if own is None else ancestors(self.members, sweep_id, own.parent)
+        return [self.entry(one) for one in (*line, *children(self.members, sweep_id))]
+
+
+def family(plan: Plan, summary: dict[str, Any], kin: Kin) -> dict[str, Any] | None:
     """Ancestors (root first), the sweep itself and its children; None where it is alone.
 
     Each is `{"id", "resolution", "box", "dimension", "interval", "refused", "coverage"}`; the
@@ -126,26 +167,20 @@ def family(
 
     Args:
         summary: the sweep's own numbers, which are not in the store yet.
-        families: all sweeps of the store, if they were read just now.
+        kin: the families of the store's sweeps.
     """
-    families = read_families(folder.files) if families is None else families
     origin = plan.sweep.spec.origin
-    line = ancestors(families, plan.sweep.id, origin.parent if origin else None)
-    below = children(families, plan.sweep.id)
+    line = ancestors(kin.members, plan.sweep.id, origin.parent if origin else None)
+    below = children(kin.members, plan.sweep.id)
     if not line and not below:
         return None
     box = origin.model_dump(mode="json")["box"] if origin else None
     own = Relative(plan.sweep.id, None, box, list(plan.sweep.spec.resolution))
     return {
-        "ancestors": [_stored(folder.files, families, one) for one in reversed(line)],
+        "ancestors": [kin.entry(one) for one in reversed(line)],
         "self": entry(own, summary),
-        "children": [_stored(folder.files, families, one) for one in below],
+        "children": [kin.entry(one) for one in below],
     }
-
-
-def _stored(files: Files, families: Family, sweep_id: str) -> dict[str, Any]:
-    member = families.get(sweep_id, Relative(sweep_id, None, None, None))
-    return entry(member, stored_summary(files, sweep_id))
 
 
 def stored_summary(files: Files, sweep_id: str) -> dict[str, Any]:

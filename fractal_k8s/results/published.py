@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -88,12 +88,16 @@ def manifest_digest(folder: SweepStore) -> str | None:
     return None if manifest is None else _sha256(manifest)
 
 
-def is_whole(folder: SweepStore, digest: str | None) -> bool:
-    """Whether that manifest is in the store, and under their names all files that it names."""
+def is_whole(folder: SweepStore, digest: str | None, listed: Iterable[Entry]) -> bool:
+    """Whether that manifest is in the store, and under their names all files that it names.
+
+    Args:
+        listed: the files below summary/.
+    """
     manifest = _manifest(folder)
     if manifest is None or _sha256(manifest) != digest:
         return False
-    sizes = {entry.key: entry.size for entry in folder.files.entries(folder.key("summary"))}
+    sizes = {entry.key: entry.size for entry in listed}
     try:
         seals = json.loads(manifest)["files"].items()
         return all(sizes.get(folder.key("summary", name)) == seal["size"] for name, seal in seals)
@@ -122,6 +126,15 @@ def published_files(folder: SweepStore, *, only: Collection[str] | None = None) 
         if manifest == before:
             return found
     raise AssertionError  # the last round returns
+
+
+def named_files(folder: SweepStore) -> set[str]:
+    """Names of the files that the manifest names; none where there is no sound one."""
+    manifest = _manifest(folder)
+    try:
+        return set() if manifest is None else set(_expected(folder, manifest))
+    except CorruptError:
+        return set()
 
 
 def _named_by(folder: SweepStore, manifest: bytes, only: Collection[str] | None) -> Published:

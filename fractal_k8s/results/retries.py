@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import random
 import re
+import threading
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from fractal_k8s.errors import UsageError
 
@@ -18,6 +21,10 @@ VARIABLE: Final = "FRACTAL_K8S_STORE_SECONDS"
 _SECONDS: Final = 30.0
 # who does not answer at all is probably not there
 _UNREACHED_SECONDS: Final = 5.0
+# An answer may take so long to begin, and then comes no slower than this, or is given up: about
+# what each of 32 readers has of a bad line.
+_ANSWER_S: Final = 30.0
+_LEAST_BYTES_PER_S: Final = 16 * 1024
 _FIRST_WAIT_S: Final = 0.2
 _LONGEST_WAIT_S: Final = 5.0
 # of a message that is shown
@@ -69,12 +76,16 @@ def tried(request: Callable[[], T]) -> T:
     began = time.monotonic()
     most = _most_seconds()
     wait = _FIRST_WAIT_S
+    is_late = False
     while True:
         try:
             return request()
         except FileNotFoundError:
             raise
         except OSError as error:
+            if isinstance(error, TimeoutError) and not is_late:
+                is_late = True  # another connection may be faster, whatever time this one took
+                continue
             text = _words(error)
             if any(words.search(text) for words, _ in _FINAL):
                 raise
@@ -85,6 +96,45 @@ def tried(request: Callable[[], T]) -> T:
                 raise
             time.sleep(pause)
             wait = min(2 * wait, _LONGEST_WAIT_S)
+
+
+class Deadline:
+    """When who reads gives up; later the more there is to read."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.at = time.monotonic() + (_ANSWER_S if seconds is None else seconds)
+
+    def allow(self, num_bytes: int) -> None:
+        """From now on, time for so many bytes."""
+        self.at = time.monotonic() + _ANSWER_S + num_bytes / _LEAST_BYTES_PER_S
+
+
+def in_time(request: Callable[[Deadline], T], deadline: Deadline) -> T:
+    """What a request that changes nothing gives, unless that takes too long.
+
+    The client has no deadline of its own for an answer of which a byte comes now and then. Such a
+    request is left to itself, in a thread that ends with the process; until it has ended, pyarrow
+    opens no other store.
+
+    Raises:
+        TimeoutError: nothing came in time. Whatever else the request raises.
+    """
+    answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((request(deadline), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    while (left := deadline.at - time.monotonic()) > 0:
+        with contextlib.suppress(queue.Empty):
+            value, error = answers.get(timeout=left)
+            if error is not None:
+                raise error
+            return cast("T", value)
+    raise TimeoutError("the server's answer comes too slowly")
 
 
 def told(error: OSError) -> str:

@@ -38,6 +38,7 @@ _MOST_NAMES: Final = 8
 _FILES: Final = "files"
 # How a shard of outcomes begins that were copied from another sweep instead of trained.
 COPIED: Final = "copied"
+PLAN_FILE: Final = "sweep.json"
 SUMMARY_FILE: Final = "analysis.json"
 PAGE_FILE: Final = "report.html"
 MANIFEST_FILE: Final = "manifest.json"  # written last: size and sha256 of every other file
@@ -80,10 +81,10 @@ class SweepStore:
     # --- sweep.json ---
 
     def read_plan(self) -> Plan | None:
-        data = self.files.get(self.key("sweep.json"))
+        data = self.files.get(self.key(PLAN_FILE))
         if data is None:
             return None
-        plan = Plan.from_json(data, source=self.where("sweep.json"))
+        plan = Plan.from_json(data, source=self.where(PLAN_FILE))
         if plan.sweep.id != self.sweep_id:
             raise CorruptError(f"{self.where('sweep.json')}: holds {plan.sweep.id}")
         return plan
@@ -102,7 +103,7 @@ class SweepStore:
                     "choose another name or another --store"
                 )
             return False
-        self.files.put(self.key("sweep.json"), plan.to_json().encode())
+        self.files.put(self.key(PLAN_FILE), plan.to_json().encode())
         return True
 
     # --- outcomes ---

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,10 +28,11 @@ import pyarrow as pa
 
 from fractal_k8s.errors import CorruptError, StoreError
 from fractal_k8s.results import schema
-from fractal_k8s.results.collect import is_settled, settled_before
 from fractal_k8s.results.files import Entry, Files, LocalFiles
 from fractal_k8s.results.grid import DIVERGED, FAILED, MISSING, count_states, state_codes, texts
 from fractal_k8s.results.hashes import COMPARED, labels_of, result_hashes
+from fractal_k8s.results.listing import FOLDER, Listing, is_settled, settled_before
+from fractal_k8s.results.retries import Deadline, in_time
 from fractal_k8s.results.store import SweepStore
 from fractal_k8s.results.verdict import probe_ratio
 from fractal_k8s.sweep.definition import Sweep
@@ -141,7 +143,7 @@ class TallyReader:
     def _place(self, keep_in: Path | SweepStore) -> tuple[Files, str]:
         """The file of what is kept."""
         if isinstance(keep_in, SweepStore):
-            return keep_in.files, keep_in.key("aggregate", "tally", f"{self._identity()[:32]}.npz")
+            return keep_in.files, keep_in.key(FOLDER, "tally", f"{self._identity()[:32]}.npz")
         # a folder of this machine is that of many stores
         name = hashlib.sha256(f"{self.folder.files.uri}\n{self._identity()}".encode()).hexdigest()
         return LocalFiles(keep_in), f"{name[:32]}.npz"
@@ -156,22 +158,20 @@ class TallyReader:
         """How many objects have not been read yet."""
         return sum(1 for entry in self._listed if not self._knows(entry))
 
-    def refresh(
-        self, budget_s: float | None = None, *, entries: list[Entry] | None = None
-    ) -> Tally:
+    def refresh(self, budget_s: float | None = None, *, listing: Listing | None = None) -> Tally:
         """Lists the outcomes and reads what is new, the newest first.
 
         Args:
             budget_s: stop reading after so many seconds; some objects are read all the same.
-            entries: the outcome objects, if they were listed just now.
+            listing: of the sweep, if it was made just now.
 
         Raises:
             StoreError: the store cannot be listed or read; what was read before that is not lost.
         """
         deadline = None if budget_s is None else time.monotonic() + budget_s
-        self._listed = self.folder.outcome_entries() if entries is None else entries
+        self._listed = self.folder.outcome_entries() if listing is None else listing.outcomes
         self._forget(set(self._listed) - self._young)
-        self._young = self._may_change()
+        self._young = self._may_change(listing)
         fresh = [entry for entry in self._listed if not self._knows(entry)]
         fresh.sort(key=lambda entry: -entry.modified_ns)
         # of a disk more readers give nothing but memory
@@ -207,12 +207,13 @@ class TallyReader:
             unread=self.unread,
         )
 
-    def learn(self, parts: Sequence[tuple[Entry, int]], table: pa.Table) -> None:
+    def learn(self, parts: Sequence[tuple[Entry, int]], table: pa.Table, listing: Listing) -> None:
         """Takes over what somebody else has read whole, instead of what was known.
 
         Args:
             parts: the objects as they were listed, and how many rows each has.
             table: their rows in that order.
+            listing: of the sweep, made before they were read.
         """
         # by and by: texts of a million rows at once would take much memory
         rows = [self._rows(table.slice(at, _LEARNT)) for at in range(0, len(table), _LEARNT)]
@@ -223,7 +224,7 @@ class TallyReader:
             self._damaged = {}
             self._is_new = True
         self._listed = [entry for entry, _ in parts]
-        self._young = self._may_change()
+        self._young = self._may_change(listing)
 
     def keep(self) -> None:
         """Writes what was read for the next process; does nothing if it cannot be written."""
@@ -234,11 +235,14 @@ class TallyReader:
             files.put(key, self._packed())
             self._is_new = False
 
-    def _may_change(self) -> set[Entry]:
+    def _may_change(self, listing: Listing | None) -> set[Entry]:
         """The listed objects that may be written again and look the same."""
         if not any(entry.modified_ns % _SECOND_NS == 0 for entry in self._listed):
             return set()  # such a store tells finer times
-        horizon = settled_before(self.folder)
+        if listing is not None:
+            horizon = listing.horizon
+        else:
+            horizon = settled_before(self.folder.files.entries(self.folder.key(FOLDER)))
         return {entry for entry in self._listed if not is_settled(entry, horizon)}
 
     # --- one object ---
@@ -256,13 +260,18 @@ class TallyReader:
         """A small object whole, of a larger one the table without losses; None if it is gone."""
         if entry.size > _WHOLE_BYTES:
             # written again while its parts were read, it would look damaged
-            with contextlib.suppress(CorruptError):
+            with contextlib.suppress(CorruptError, TimeoutError):
                 file = self.folder.files.open(entry.key)
-                if file is None:
-                    return None
-                with file:
-                    return self._parse(file, entry)
+                return (
+                    None if file is None else in_time(partial(self._parts, file, entry), Deadline())
+                )
         return self.folder.files.get(entry.key)
+
+    def _parts(self, file: pa.NativeFile, entry: Entry, deadline: Deadline) -> pa.Table:
+        """What is needed of a large object."""
+        deadline.allow(entry.size)
+        with file:
+            return self._parse(file, entry)
 
     def _parse(self, data: bytes | pa.NativeFile, entry: Entry) -> pa.Table:
         return schema.from_bytes(

@@ -131,7 +131,7 @@ import json, resource, sys, time
 from fractal_k8s.aggregate.passes import Look, Passes
 from fractal_k8s.results.store import Store
 folder, plan = Store(sys.argv[1]).plan(sys.argv[2])
-passes = Passes(folder, plan, allow_mixed=False)
+passes = Passes(folder, plan, allow_mixed=False, say=print)
 passes.whole()
 folder.files.remove(folder.key("aggregate", "rows"))
 make = passes.whole
