@@ -16,8 +16,9 @@ import yaml
 from fractal_k8s.backends.kube import client
 from fractal_k8s.backends.kube.client import CONFIG_MAPS, Cluster
 from fractal_k8s.backends.kube.connection import connect
-from fractal_k8s.errors import ClusterError
+from fractal_k8s.errors import ClusterError, ForbiddenError, UsageError
 from standin.cluster import StandIn
+from standin.server import Fault
 
 
 class BadWay:
@@ -138,6 +139,43 @@ def test_what_is_no_kubernetes_is_told(
     monkeypatch.setattr("standin.answers.json.dumps", lambda *_, **__: "<html>log in</html>")
     with pytest.raises(ClusterError, match="no Kubernetes API"):
         way[1].version()
+
+
+def test_an_api_server_that_knows_no_roles_yet_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was started a second ago: what could be read before is forbidden."""
+    monkeypatch.setattr(client, "_FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(client, "_LONGEST_WAIT_S", 0.02)
+    with StandIn(tmp_path / "standin", run_pods=False) as standin:
+        cluster = connect("standin", kubeconfig=str(standin.kubeconfig))
+        standin.fail(1, code=403)
+        with pytest.raises(ForbiddenError):
+            cluster.get(CONFIG_MAPS, "a")
+        assert cluster.get(CONFIG_MAPS, "a") is None
+        list(cluster.list(CONFIG_MAPS))
+        standin.fail(2, code=403)
+        assert list(cluster.list(CONFIG_MAPS)) == []
+        standin.fail(9, code=403)
+        with pytest.raises(ForbiddenError):  # the right has been taken away
+            list(cluster.list(CONFIG_MAPS))
+        standin.faults.clear()
+        standin.faults.extend([Fault(code=None), Fault(code=403)])
+        assert cluster.get(CONFIG_MAPS, "b") is None
+
+
+@pytest.mark.parametrize("current", [None, "gone"])
+def test_no_context_has_to_be_current(tmp_path: Path, current: str | None) -> None:
+    """As after `kubectl config unset current-context`, or once that context was deleted."""
+    with StandIn(tmp_path / "standin", run_pods=False) as standin:
+        content = yaml.safe_load(standin.kubeconfig.read_text())
+        content |= {"current-context": current}
+        kubeconfig = tmp_path / "none-is-current"
+        found = {key: value for key, value in content.items() if value is not None}
+        kubeconfig.write_text(yaml.safe_dump(found))
+        assert connect("standin", kubeconfig=str(kubeconfig)).version()
+        with pytest.raises(UsageError, match="did you mean 'standin'"):
+            connect("standi", kubeconfig=str(kubeconfig))
 
 
 def test_an_unknown_authority_is_told_at_once(

@@ -21,6 +21,7 @@ from rich.console import Console
 from conftest import Run, mlp_sweep
 from fractal_k8s.backends.kube.client import CONFIG_MAPS, JOBS, Cluster
 from fractal_k8s.backends.kube.connection import connect
+from fractal_k8s.backends.kube.ended import why
 from fractal_k8s.backends.kube.jobs import SweepJob
 from fractal_k8s.backends.kube.podlogs import Place, follow_all, follow_index
 from fractal_k8s.backends.kube.progress import (
@@ -98,7 +99,29 @@ def disrupted(reason: str) -> Object:
     return ended(143, conditions=[condition])
 
 
+def ready(value: str, containers: str) -> list[Object]:
+    return [{"type": "Ready", "status": value}, {"type": "ContainersReady", "status": containers}]
+
+
+def cut_off() -> Object:
+    """As the control plane leaves a pod of a node that is silent: running, and about to go."""
+    disruption = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
+    pod = pod_of("Running", conditions=[*ready("False", "True"), disruption])
+    pod["metadata"]["deletionTimestamp"] = stamp(60)
+    return pod
+
+
+def evicted(message: str) -> Object:
+    """As a kubelet leaves a pod that has filled its disk; there is no condition of it."""
+    pod = ended(143)
+    pod["status"] |= {"reason": "Evicted", "message": message}
+    return pod
+
+
 GPUS = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+# as the scheduler of 1.36 says it
+TAINT = "0/1 nodes are available: 1 node(s) had untolerated taint(s)."
+CORDON = "0/1 nodes are available: 1 node(s) were unschedulable."
 
 
 @pytest.mark.parametrize(
@@ -129,6 +152,20 @@ GPUS = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
             "low on ephemeral-storage",
             "",
             id="node pressure",
+        ),
+        pytest.param(
+            evicted("Pod ephemeral local storage usage exceeds the total limit"),
+            "evicted by its node",
+            "Pod ephemeral local storage usage exceeds the total limit",
+            "--job ephemeral_storage=SIZE",
+            id="disk",
+        ),
+        pytest.param(
+            evicted('Usage of EmptyDir volume "shared-memory" exceeds the limit'),
+            "evicted by its node",
+            'Usage of EmptyDir volume "shared-memory" exceeds the limit',
+            "--job shared_memory=SIZE",
+            id="shared memory",
         ),
         pytest.param(
             pod_of("Failed", reason="UnexpectedAdmissionError", message="no GPU"),
@@ -168,6 +205,13 @@ GPUS = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
             "labels",
             id="labels",
         ),
+        pytest.param(
+            unplaced("Unschedulable", TAINT), "no node has room", TAINT, "tolerations", id="taint"
+        ),
+        pytest.param(
+            unplaced("Unschedulable", CORDON), "no node has room", CORDON, "cordoned", id="cordon"
+        ),
+        pytest.param(cut_off(), "its node does not answer", None, "delete node", id="node"),
         pytest.param(unplaced("SchedulingGated", ""), "scheduling gate", None, "queue", id="gated"),
     ],
 )
@@ -177,12 +221,18 @@ def test_cause_of_a_pod(pod: Object, what: str, said: str | None, advice: str) -
     assert what in cause.what
     assert cause.said == said
     assert advice in cause.advice
-    assert cause.waits == (pod["status"]["phase"] == "Pending")
+    assert cause.waits == (pod["status"]["phase"] != "Failed")
+
+
+def test_the_end_of_a_job_tells_of_a_full_disk() -> None:
+    assert why(evicted("too much")) == "was evicted by its node (too much)"
 
 
 @pytest.mark.parametrize("phase", ["Running", "Succeeded"])
 def test_a_sound_pod_has_no_cause(phase: str) -> None:
     assert cause_of(pod_of(phase)) is None
+    assert cause_of(pod_of("Running", conditions=ready("True", "True"))) is None
+    assert cause_of(pod_of("Running", conditions=ready("False", "False"))) is None
 
 
 def test_troubles_are_grouped_with_what_is_waited_for_first() -> None:

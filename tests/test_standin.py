@@ -26,6 +26,7 @@ from standin.objects import Object, Objects
 _JOBS = "/apis/batch/v1/namespaces/fractal/jobs"
 _MAPS = "/api/v1/namespaces/fractal/configmaps"
 _PODS = "/api/v1/namespaces/fractal/pods"
+_CLAIMS = "/api/v1/namespaces/fractal/persistentvolumeclaims"
 
 
 @pytest.fixture
@@ -346,7 +347,10 @@ def test_a_good_policy_is_accepted_and_completed(still: StandIn) -> None:
 def test_pods_of_a_job_are_never_restarted_always(still: StandIn) -> None:
     job = a_job()
     del job["spec"]["template"]["spec"]["restartPolicy"]
-    assert 'Unsupported value: "Always"' in Raw(still)("POST", _JOBS, job)[1]["message"]
+    assert (
+        'Required value: valid values: "OnFailure", "Never"'
+        in (Raw(still)("POST", _JOBS, job)[1]["message"])
+    )
 
 
 @pytest.mark.parametrize(
@@ -495,7 +499,38 @@ def test_patches_that_cannot_be(still: StandIn) -> None:
     assert raw("PATCH", path, {"metadata": {"name": "b"}}, **merge)[0] == 400
     assert raw("PATCH", f"{_MAPS}/nosuch", {}, **merge)[0] == 404
     apply = {"Content_Type": "application/apply-patch+yaml"}
-    assert raw("PATCH", path, a_map(), **apply)[0] == 400  # no fieldManager
+    assert raw("PATCH", path, a_map(), **apply)[0] == 422  # no fieldManager
+
+
+def _wrong_objects() -> Iterator[tuple[str, Object, str]]:
+    """Path, object, and what is said of it."""
+    yield _MAPS, a_map(data={"a b": "c"}), "data[a b]: Invalid value"
+    owned = a_map()
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": ""}
+    owned["metadata"]["ownerReferences"] = [owner]
+    yield _MAPS, owned, "metadata.ownerReferences[0].uid: Required value"
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "c"}}
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {}}
+    yield _CLAIMS, {**claim, "spec": spec}, "spec.resources[storage]: Required value"
+    job = a_job()
+    del job["spec"]["template"]["spec"]["containers"][0]["image"]
+    yield _JOBS, job, "spec.template.spec.containers[0].image: Required value"
+
+
+@pytest.mark.parametrize(("path", "wrong", "says"), [*_wrong_objects()])
+def test_what_no_schema_tells(still: StandIn, path: str, wrong: Object, says: str) -> None:
+    """Kubernetes 1.36 refuses each of them."""
+    status, answer = Raw(still)("POST", path, wrong)
+    assert (status, answer["reason"]) == (422, "Invalid")
+    assert says in answer["message"]
+
+
+def test_a_delete_with_a_policy_that_is_none(still: StandIn) -> None:
+    raw = Raw(still)
+    raw("POST", _MAPS, a_map())
+    status, answer = raw("DELETE", f"{_MAPS}/a", {"propagationPolicy": "Later"})
+    assert (status, answer["reason"]) == (422, "Invalid")
+    assert raw("GET", f"{_MAPS}/a")[0] == 200
 
 
 def test_applying_something_new_needs_the_right_to_create(still: StandIn) -> None:

@@ -573,7 +573,7 @@ _CLASS = "gpu.nvidia.com/class"
         pytest.param(
             _asks(),
             {"taints": [_TAINT]},
-            "node(s) had untolerated taint {nvidia.com/gpu: present}",
+            "node(s) had untolerated taint(s)",
             id="taint",
         ),
         pytest.param(

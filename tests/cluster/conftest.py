@@ -29,7 +29,7 @@ SMALL = {
     "gpus": 4,
     "gpus_per_pod": 0,
     "nodes": "none",
-    "cpu": "1",
+    "cpu": "250m",  # a node of two cores has room for four
     "memory": "2Gi",
     "ephemeral_storage": "1Gi",
     "shared_memory": "64Mi",

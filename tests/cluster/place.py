@@ -186,8 +186,14 @@ class Place:
         if self.standin is not None:
             self.standin.kubelet.oom_kill(self.namespace, pod)
             return
-        # the kernel kills everything in the container, or at least what is largest in it
-        greedy = "held = [bytearray(1 << 28) for _ in iter(int, 1)]"
+        # the kernel kills everything in the container (cgroup v2) or its largest process (v1),
+        # which has to be the worker, not one of these
+        greedy = (
+            "import os, time\n"
+            "open('/proc/1/oom_score_adj', 'w').write('1000')\n"
+            "while os.fork(): pass\n"
+            "held = bytearray(1 << 26); time.sleep(60)"
+        )
         self.kubectl("exec", pod, "--", "python", "-c", greedy, code=None)
 
     def clean(self) -> None:

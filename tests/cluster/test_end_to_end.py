@@ -41,7 +41,8 @@ def test_a_sweep_survives_its_cluster(
     place: Place, language_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Two evictions, a pod out of memory, an API that is away for 10 s; then what is left."""
-    sweep = language_model("survivor", tokens=400)
+    # on a real cluster it takes seconds to reach a pod, which must not have ended by then
+    sweep = language_model("survivor", tokens=400 if place.standin else 1200)
     sent = place.launch(sweep, "--points-per-index", "32", "--job", "retries_per_index=0")
     sweep_id: str = sent["sweep"]
     assert (sent["indexes"], sent["parallelism"]) == (8, 4)
@@ -101,6 +102,7 @@ def test_what_render_prints_can_be_applied_by_hand(
     """render, kubectl apply, kubectl logs -f, kubectl get -l: no other command is needed."""
     sweep = network("by-hand")
     options = ("--site", place.site, "--points-per-index", "32")
+    options += ("--job", f"namespace={place.namespace}")
     rendered = place.cli("render", sweep, *options, here=True).stdout
     place.kubectl("apply", "--server-side", "-f", "-", stdin=rendered)
     listed = place.kubectl("get", "jobs", "-l", "fractal-k8s.io/sweep", "-o", "name").split()
@@ -108,7 +110,8 @@ def test_what_render_prints_can_be_applied_by_hand(
     place.made.append(sweep_id)
     assert rendered.count(sweep_id) > 5
 
-    wait_for("a pod", lambda: place.pods(sweep_id, "Running") or place.pods(sweep_id, "Succeeded"))
+    begun = ("Running", "Succeeded")  # kubectl takes either pod, and fails on one that has not
+    wait_for("both pods", lambda: sum(len(place.pods(sweep_id, p)) for p in begun) == 2 or None)
     log = place.kubectl("logs", "-f", f"job/{sweep_id}")
     assert len(points_in(log)) == 32
     assert re.search(r"^shard \w+-0000\d of by-hand-\w+: 32 points to train, 0 stored", log, re.M)

@@ -18,7 +18,7 @@ def fill(plural: str, item: Object) -> None:
     for field in ("resourceVersion", "creationTimestamp", "deletionTimestamp", "selfLink"):
         meta.pop(field, None)
     if plural == "jobs":
-        item.pop("status", None)
+        item["status"] = {}
         meta["generation"] = 1
         _job(item)
     elif plural == "pods":
@@ -47,11 +47,11 @@ def _job(item: Object) -> None:
         for pattern in rule.get("onPodConditions") or []:
             pattern.setdefault("status", "True")
     template = spec["template"]
-    given = template.setdefault("metadata", {}).get("labels") or {}
-    if given and not meta.get("labels"):
-        meta["labels"] = dict(given)
-    if not spec.get("manualSelector"):
+    template.setdefault("metadata", {})
+    if not spec.setdefault("manualSelector", False):
         _select(spec, meta)
+    if not meta.get("labels"):
+        meta["labels"] = dict(template["metadata"].get("labels") or {})
     _pod(template["spec"])
 
 

@@ -18,6 +18,7 @@ from standin.requests import Asked
 from standin.target import REVIEWS, not_found
 
 _DELETE_FIELDS: Final = ("propagationPolicy", "gracePeriodSeconds", "dryRun", "orphanDependents")
+_PROPAGATIONS: Final = ("Foreground", "Background", "Orphan")
 
 # gets the plural of a kind and a new object of it
 Webhook = Callable[[str, Object], None]
@@ -153,8 +154,8 @@ class Handlers:
         target, kind = asked.target, asked.content_type
         patch = patching.read_patch(kind, asked.body)
         if kind == patching.APPLY and not asked.text("fieldManager"):
-            raise ApiError(
-                400, "BadRequest", "PatchOptions.meta.k8s.io is invalid: fieldManager: Required"
+            raise validation.invalid_options(
+                "PatchOptions", "fieldManager: Required value: is required for apply patch"
             )
         with self._objects.changed:
             try:
@@ -274,9 +275,15 @@ def _delete_options(asked: Asked) -> dict[str, Any]:
     body = asked.object() if asked.body else {}
     given = {name: asked.text(name) for name in _DELETE_FIELDS if asked.text(name)} | body
     orphans = str(given.get("orphanDependents", "")).lower() == "true"
-    grace = given.get("gracePeriodSeconds")
+    grace, policy = given.get("gracePeriodSeconds"), given.get("propagationPolicy")
+    if policy and policy not in _PROPAGATIONS:
+        known = ", ".join(f'"{name}"' for name in (*_PROPAGATIONS, "nil"))
+        raise validation.invalid_options(
+            "DeleteOptions",
+            f'propagationPolicy: Unsupported value: "{policy}": supported values: {known}',
+        )
     return {
-        "policy": given.get("propagationPolicy") or ("Orphan" if orphans else ""),
+        "policy": policy or ("Orphan" if orphans else ""),
         "grace": None if grace is None else int(grace),
         "dry": bool(given.get("dryRun")),
         "preconditions": body.get("preconditions") or {},

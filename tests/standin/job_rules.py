@@ -83,12 +83,17 @@ def _counts(spec: Object) -> list[str]:
 
 
 def _pods(spec: Object) -> list[str]:
-    policy = spec["template"]["spec"].get("restartPolicy")
-    problems = []
+    pod = spec["template"]["spec"]
+    policy = pod.get("restartPolicy")
+    problems = [
+        f"spec.template.spec.{kind}[{number}].image: Required value"
+        for kind in ("containers", "initContainers")
+        for number, container in enumerate(pod.get(kind) or [])
+        if not container.get("image")
+    ]
     if policy not in ("Never", "OnFailure"):
         problems.append(
-            f'spec.template.spec.restartPolicy: Unsupported value: "{policy}": supported values: '
-            '"OnFailure", "Never"'
+            'spec.template.spec.restartPolicy: Required value: valid values: "OnFailure", "Never"'
         )
     if "podFailurePolicy" in spec:
         if policy != "Never":
@@ -98,8 +103,8 @@ def _pods(spec: Object) -> list[str]:
             )
         if spec.get("podReplacementPolicy") != "Failed":
             problems.append(
-                "spec.podReplacementPolicy: Unsupported value: with podFailurePolicy only "
-                '"Failed" is supported'
+                "spec.podReplacementPolicy: Unsupported value: "
+                f'"{spec.get("podReplacementPolicy")}": supported values: "Failed"'
             )
     if spec.get("selector") and not spec.get("manualSelector"):
         matched = spec["selector"].get("matchLabels") or {}
@@ -121,8 +126,8 @@ def _indexed(job: Object) -> list[str]:
     longest = f"{job['metadata']['name']}-{max(0, spec['completions'] - 1)}"
     if len(longest) > 63 or not _HOST_NAME.fullmatch(longest):
         problems.append(
-            f'metadata.name: Invalid value: "{longest}": will not able to create pod with invalid '
-            "DNS label: must be no more than 63 characters"
+            f'metadata.name: Invalid value: "{job["metadata"]["name"]}": will not able to create '
+            f"pod with invalid DNS label: {longest}"
         )
     return problems
 
@@ -134,7 +139,9 @@ def _failed_indexes(spec: Object) -> list[str]:
     if most is not None:
         where = f"spec.maxFailedIndexes: Invalid value: {most}"
         if not per_index:
-            problems.append("spec.backoffLimitPerIndex: Required value: with maxFailedIndexes")
+            problems.append(
+                "spec.backoffLimitPerIndex: Required value: when maxFailedIndexes is specified"
+            )
         if most > completions:
             problems.append(f"{where}: must be less than or equal to completions")
         if most > _MOST_FAILED:
@@ -175,7 +182,8 @@ def _failure_policy(spec: Object) -> list[str]:
             problems.append(f'{where}.action: Unsupported value: "{rule["action"]}"')
         if rule["action"] == "FailIndex" and "backoffLimitPerIndex" not in spec:
             problems.append(
-                f'{where}.action: Invalid value: "FailIndex": requires the backoffLimitPerIndex'
+                f'{where}.action: Invalid value: "FailIndex": requires the backoffLimitPerIndex '
+                "to be set"
             )
         codes, conditions = rule.get("onExitCodes"), rule.get("onPodConditions")
         if (codes is None) == (not conditions):

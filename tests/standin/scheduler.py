@@ -132,7 +132,7 @@ def _misfits(pod: Object, node: Object, used: Counter[str]) -> list[str]:
         return ["node(s) were unschedulable"]
     for taint in spec.get("taints") or ():
         if taint["effect"] != "PreferNoSchedule" and not tolerates(pod, taint):
-            return [f"node(s) had untolerated taint {{{taint['key']}: {taint.get('value', '')}}}"]
+            return ["node(s) had untolerated taint(s)"]
     if not _matches(pod, node["metadata"].get("labels") or {}):
         return ["node(s) didn't match Pod's node affinity/selector"]
     allocatable = node["status"]["allocatable"]

@@ -24,6 +24,7 @@ _CONFIG_MAP_BYTES: Final = 1_048_576
 _ANNOTATION_BYTES: Final = 262_144
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _LABEL_NAME: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+_CONFIG_KEY: Final = re.compile(r"[-._A-Za-z0-9]{1,253}")
 _UNKNOWN: Final = re.compile(r"'([^']+)'")
 
 
@@ -38,8 +39,15 @@ def check_rules(resource: Resource, item: Object, old: Object | None = None) -> 
         problems += _config_map(item, old)
     elif resource.plural == "jobs":
         problems += job_rules.update(item, old) if old else job_rules.create(item)
+    elif resource.plural == "persistentvolumeclaims":
+        problems += _claim(item["spec"])
     if problems:
         raise _invalid(resource, item, problems)
+
+
+def invalid_options(kind: str, problem: str) -> ApiError:
+    """The answer to options of a request with a problem, "FIELD: what about it"."""
+    return _invalid(Resource(kind.lower(), kind, "meta.k8s.io/v1"), {}, [problem])
 
 
 def _invalid(resource: Resource, item: Object, problems: list[str]) -> ApiError:
@@ -130,6 +138,12 @@ def _metadata(meta: Object) -> list[str]:
             "alphanumeric character"
         )
     problems += check_labels(meta.get("labels") or {}, "metadata.labels")
+    problems += [
+        f"metadata.ownerReferences[{number}].{field}: Required value: must not be empty"
+        for number, owner in enumerate(meta.get("ownerReferences") or [])
+        for field in ("name", "uid")
+        if not owner[field]
+    ]
     notes = meta.get("annotations") or {}
     if sum(len(f"{key}{value}".encode()) for key, value in notes.items()) > _ANNOTATION_BYTES:
         problems.append("metadata.annotations: Too long: may not be more than 262144 bytes")
@@ -152,10 +166,21 @@ def check_labels(labels: dict[str, str], field: str) -> list[str]:
     return problems
 
 
+def _claim(spec: Object) -> list[str]:
+    asked = (spec.get("resources") or {}).get("requests") or {}
+    return [] if "storage" in asked else ["spec.resources[storage]: Required value"]
+
+
 def _config_map(item: Object, old: Object | None) -> list[str]:
     problems = []
     content = {**(item.get("data") or {}), **(item.get("binaryData") or {})}
     size = sum(len(value.encode()) for value in content.values())
+    problems += [
+        f'data[{key}]: Invalid value: "{key}": a valid config key must consist of alphanumeric '
+        "characters, '-', '_' or '.'"
+        for key in content
+        if not _CONFIG_KEY.fullmatch(key)
+    ]
     if size > _CONFIG_MAP_BYTES:
         problems.append(f"[]: Too long: may not be more than {_CONFIG_MAP_BYTES} bytes")
     if old and old.get("immutable"):

@@ -82,6 +82,7 @@ class Cluster:
         # gets a word when a request takes its time because the cluster does not answer
         self.tell: Callable[[str], None] = lambda text: None
         self._api = api
+        self._readable: set[str] = set()  # paths that were read
 
     # --- objects ---
 
@@ -298,12 +299,17 @@ class Cluster:
                 )
                 if not is_followed:
                     _ = answer.data  # kept by the answer; a connection may break until its end
+                if method == "GET":
+                    self._readable.add(path)
                 return answer
             except ApiException as error:
                 is_cut = not error.status and not _is_mistrusted(error)
                 if is_cut and last:
                     raise self._silent(_first(str(error.reason).partition("\n")[2])) from None
-                if not is_cut and (last or error.status not in _RETRIED):
+                # an API server that has just started answers before it knows any Role
+                starts = error.status == 403 and (lost or path in self._readable)
+                may_pass = error.status in _RETRIED or (starts and method == "GET")
+                if not is_cut and (last or not may_pass):
                     raise self._error(method, error, lost=lost) from None
                 wait = _asked_wait(error)
                 lost = lost or is_cut or error.status in (500, 502, 504)

@@ -82,16 +82,18 @@ def _place(kubeconfig: str | None) -> str:
 
 def _contexts(place: str) -> dict[str, dict[str, Any]]:
     """What a kubeconfig says of each of its contexts."""
-    from kubernetes.config import list_kube_config_contexts
     from kubernetes.config.config_exception import ConfigException
+    from kubernetes.config.kube_config import KubeConfigMerger
 
     try:
-        contexts, _ = list_kube_config_contexts(config_file=place)
+        # not list_kube_config_contexts, which fails where the current context is unset or gone
+        merged = KubeConfigMerger(place).config
+        entries = [] if merged is None else [entry.value for entry in merged.value["contexts"]]
     except ConfigException:
         return {}
     except Exception as error:  # YAML's errors, and the client's own for a broken file
         raise ClusterError(f"cannot read the kubeconfig {place}: {first_line(error)}") from None
-    return {entry["name"]: entry.get("context") or {} for entry in contexts}
+    return {entry["name"]: entry.get("context") or {} for entry in entries}
 
 
 def _in_cluster(namespace: str | None) -> Cluster:

@@ -44,9 +44,12 @@ def why(pod: Object, codes: Mapping[int, str] | None = None) -> str:
     for condition in pod.get("status", {}).get("conditions") or []:
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             return f"was evicted ({condition.get('reason', 'disruption')})"
+    status = pod.get("status", {})
+    if status.get("reason") == "Evicted":  # it took more than its share of a disk
+        return f"was evicted by its node ({str(status.get('message') or 'no word why').strip()})"
     ended = _terminated(pod)
     if ended is None:
-        return str(pod.get("status", {}).get("reason") or "ended before it started")
+        return str(status.get("reason") or "ended before it started")
     if ended.get("reason") == "OOMKilled":
         return "ran out of memory (OOMKilled)"
     code = int(ended.get("exitCode", 0))

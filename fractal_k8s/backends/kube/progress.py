@@ -277,9 +277,9 @@ class ProgressReader:
             return self._pods
         try:
             some = self._list("")
-            failed, pending = (
+            failed, pending, running = (
                 [pod for pod in some if pod["status"].get("phase") == phase]
-                for phase in ("Failed", "Pending")
+                for phase in ("Failed", "Pending", "Running")
             )
             if len(some) >= _MOST_PODS:  # there are more
                 failed, pending = self._list("Failed"), self._list("Pending")
@@ -291,7 +291,7 @@ class ProgressReader:
         old = {job.name for job in jobs[:-1] if job.is_finished}
         current = [
             pod
-            for pod in (*failed, *pending)
+            for pod in (*failed, *pending, *running)
             if job_of(pod) not in old and not gave_up_for_now(pod)
         ]
         found = find_troubles(current, self._events, now=now)

@@ -1,8 +1,8 @@
 """Why pods of a sweep failed or wait, in words, grouped by cause.
 
-A pod that cannot be scheduled, mounted or pulled never fails, so it is told from the pods that
-wait. Both kinds are read in bounded numbers: of a sweep in which everything fails, some hundred
-pods say what is wrong.
+A pod that cannot be scheduled, mounted or pulled never fails, nor does one whose node is lost, so
+they are told from the pods that wait. Both kinds are read in bounded numbers: of a sweep in which
+everything fails, some hundred pods say what is wrong.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ Events = Callable[[str], Iterable[Object]]
 _KILLED: Final = 137  # 128 + SIGKILL
 _AGAIN: Final = "tried again on its own"
 _NEW_JOB: Final = "then resume it with another Job"
+_NODE_IS_BACK: Final = (
+    "wait for the node; if it is lost, kubectl delete node NAME has its indexes tried elsewhere"
+)
 
 _EXITS: Final = {
     EXIT_SETTINGS: ("its sweep or settings are wrong", "correct them and launch again"),
@@ -54,6 +57,14 @@ _DISRUPTIONS: Final = {
     "EvictionByEvictionAPI": "evicted, such as by a drain of its node",
     "DeletionByPodGC": "its node is gone",
     "TerminationByKubelet": "ended by its node, which shut down or ran short",
+}
+
+# what a kubelet says of a pod that it evicts for its use of a disk -> the setting that gives more
+_SHARES: Final = {
+    'EmptyDir volume "shared-memory"': "shared_memory",
+    "ephemeral local storage": "ephemeral_storage",
+    "local ephemeral storage": "ephemeral_storage",
+    "EmptyDir volume": "ephemeral_storage",
 }
 
 # reason of a container that waits -> what happened, what to do
@@ -116,7 +127,7 @@ def find_troubles(pods: Sequence[Object], events: Events, *, now: float) -> list
     """What is wrong with some pods, what is waited for first, then the most frequent.
 
     Args:
-        pods: those that failed or are pending; others are passed over.
+        pods: those that are well are passed over.
         events: what happened to the object of a name; asked for a few pods of each cause.
         now: seconds since 1970.
     """
@@ -142,7 +153,19 @@ def cause_of(pod: Object) -> Cause | None:
         return _failure(pod, status)
     if status.get("phase") == "Pending":
         return _wait(pod, status)
+    if status.get("phase") == "Running" and _is_cut_off(status):
+        return Cause("its node does not answer", _NODE_IS_BACK, waits=True)
     return None
+
+
+def _is_cut_off(status: Object) -> bool:
+    """Whether the control plane has taken a pod's readiness away, while its containers were well.
+
+    That is how it marks the pods of a node from which it hears nothing. They end, and are replaced,
+    only once the node is back or its object is gone.
+    """
+    unready = _condition(status, "Ready", "False")
+    return unready is not None and _condition(status, "ContainersReady", "True") is not None
 
 
 def _failure(pod: Object, status: Object) -> Cause:
@@ -150,11 +173,11 @@ def _failure(pod: Object, status: Object) -> Cause:
     if disruption is not None:
         what = _DISRUPTIONS.get(disruption.get("reason", ""), "taken from its node")
         return Cause(what, _AGAIN, said=disruption.get("message") or status.get("message"))
+    if status.get("reason") == "Evicted":
+        return _eviction(_short(status.get("message")))
     ended = next(_states(status, "terminated"), None)
     if ended is None:
         reason = status.get("reason") or "Failed"
-        if reason == "Evicted":
-            return Cause("evicted by its node", _AGAIN, said=status.get("message"))
         return Cause(f"failed ({reason})", "see kubectl describe pod", said=status.get("message"))
     said = _last_words(ended.get("message"))
     if ended.get("reason") == "OOMKilled":
@@ -165,6 +188,18 @@ def _failure(pod: Object, status: Object) -> Cause:
     code = int(ended.get("exitCode", 0))
     what, advice = _EXITS.get(code, ("crashed", "see its log: fractal-k8s logs ID --index K"))
     return Cause(f"{what} (exit code {code})", advice, said=said)
+
+
+def _eviction(said: str | None) -> Cause:
+    """What a kubelet did without counting it as a disruption: the pod took more than its share.
+
+    Its container then ends with SIGTERM's code, as one that is only moved does.
+    """
+    for word, setting in _SHARES.items():
+        if word in (said or ""):
+            advice = f"give more with --job {setting}=SIZE, {_NEW_JOB}"
+            return Cause("evicted by its node", advice, said=said)
+    return Cause("evicted by its node", _AGAIN, said=said)
 
 
 def _wait(pod: Object, status: Object) -> Cause | None:
@@ -195,6 +230,10 @@ def _room(said: str) -> str:
         return "create the claim, the pod then starts on its own"
     if "affinity" in said or "selector" in said:
         return "no node carries the labels asked for; see --job nodes and --job node_selector"
+    if "Insufficient" not in said and "untolerated taint" in said:
+        return "its nodes have a taint that pods do not tolerate; see --job tolerations"
+    if "Insufficient" not in said and "were unschedulable" in said:
+        return "its nodes are cordoned: wait, or uncordon one"
     return "wait for room, or ask for less with --job cpu, memory or ephemeral_storage"
 
 
