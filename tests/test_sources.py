@@ -550,6 +550,24 @@ def test_a_folder_that_holds_another_model_is_left_alone(
     assert find_checkpoint(home).step == 300
 
 
+def test_a_source_whose_times_have_changed_is_the_same_one(model: Path, tmp_path: Path) -> None:
+    home = tmp_path / "model"
+    first = fill(home, model_goods(str(model)), quiet)
+    weights = next(model.rglob("model_*.pt"))
+    os.utime(weights, (1, 1))
+    assert model_goods(str(model)).listing.exact != first.resolved
+    assert fill(home, model_goods(str(model)), quiet) == first
+    sealed_weights = next(home.rglob("model_*.pt"))
+    sealed_weights.write_bytes(bytes(sealed_weights.stat().st_size))  # damaged: mended all the same
+    assert fill(home, model_goods(str(model)), quiet).files == first.files
+    assert sealed_weights.read_bytes() == weights.read_bytes()
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UsageError, match="workers may be reading it"):
+        fill(home, model_goods(str(model)), quiet)
+
+
 def test_files_that_nobody_has_sealed_are_not_mixed_in(model: Path, tmp_path: Path) -> None:
     home = tmp_path / "model"
     (home / "checkpoints").mkdir(parents=True)

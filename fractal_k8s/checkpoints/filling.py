@@ -9,6 +9,7 @@ their places when all of them are. Who begins anew takes up the verified ones.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import os
@@ -77,6 +78,7 @@ def fill(
         CorruptError: what arrives is not what the source says, however often.
         RetryError: the source does not answer.
     """
+    goods = goods if replace else _as_known(home, goods)
     exact = goods.listing.exact
     if not replace and (found := standing(home, exact, tell, hashes=hashes)) is not None:
         return found
@@ -179,6 +181,26 @@ def _stranger(home: Path, path: str) -> UsageError:
         f"{home}: holds files that no fill has put there, such as {path}; move them away, fill "
         "another folder, or give --replace"
     )
+
+
+def _as_known(home: Path, goods: Goods) -> Goods:
+    """The goods under the exact reference by which a folder already holds their very bytes.
+
+    That of a folder on this machine is by its files' times, which a copy or a checkout changes.
+    """
+    seal, listing = sealed.read_whole(home), goods.listing
+    if seal is None or not listing.files or seal.resolved == listing.exact:
+        return goods
+    if seal.resolved.rpartition("@")[0] != listing.exact.rpartition("@")[0]:
+        return goods
+    for name, blob in goods.blobs.items():
+        facts = seal.files.get(name)
+        if facts is None or facts.size != blob.size:
+            return goods
+        if sealed.file_sha256(listing.files[blob.path]) != facts.sha256:
+            return goods
+    known = dataclasses.replace(listing, exact=seal.resolved)
+    return dataclasses.replace(goods, listing=known)
 
 
 def _refuse_others(home: Path, goods: Goods, replace: bool) -> None:

@@ -79,4 +79,4 @@ def list_paths(name: Path, paths: Mapping[str, Path]) -> Listing:
     def get(blob: Blob, target: Path) -> None:
         shutil.copyfile(paths[blob.path], target)
 
-    return Listing(f"{name}@{state.hexdigest()[:12]}", blobs, get)
+    return Listing(f"{name}@{state.hexdigest()[:12]}", blobs, get, files=paths)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -36,6 +36,8 @@ class Listing:
     get: Callable[[Blob, Path], None]
     # the one that was asked for; the blobs are of the whole source
     folder: str = ""
+    # of a source on this machine: a blob's path -> its file
+    files: Mapping[str, Path] = field(default_factory=dict)
 
 
 def from_base64(digest: str) -> str:
