@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hypothesis
 import pytest
 from click.testing import CliRunner, Result
 
@@ -21,6 +22,10 @@ from fractal_k8s.sweep.load import resolve
 from sweeps import network_text
 
 prepare_environment()  # before any test imports numpy or torch
+
+# an example may take as long as a busy machine needs
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 # a shell that runs the tests in the background has them ignore Ctrl-C, and with them every command
 # that a test starts and then interrupts

@@ -644,7 +644,7 @@ def test_delete_takes_jobs_and_config_maps_and_results_only_if_told(still: Place
         cli.main, ["delete", name, "--results", "--context", "standin"], input=f"{name}\n"
     )
     assert result.exit_code == 0, result.output
-    assert "holds 1 attempts' outcomes" in result.output
+    assert "holds outcomes of 1 attempts" in result.output
     assert folder.read_plan() is None
     assert still.store.sweep_ids() == []
 

@@ -191,7 +191,7 @@ def test_bfloat16_packed_stays_near_padded(gpt_sweep: MakeSweep) -> None:
 # --- documents do not see each other ---
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(sizes=lengths, data=st.data())
 def test_a_document_never_sees_another(sizes: list[int], data: st.DataObject) -> None:
     model = toy()
@@ -206,7 +206,7 @@ def test_a_document_never_sees_another(sizes: list[int], data: st.DataObject) ->
         assert same is (number != changed or rows[number].ids[:-1] == others[number].ids[:-1])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(sizes=lengths, data=st.data())
 def test_the_order_of_the_neighbours_is_irrelevant(sizes: list[int], data: st.DataObject) -> None:
     model = toy()
@@ -218,7 +218,7 @@ def test_the_order_of_the_neighbours_is_irrelevant(sizes: list[int], data: st.Da
         torch.testing.assert_close(found[place], expected[k], rtol=0, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(sizes=lengths)
 def test_what_fills_a_batch_up_changes_no_bit(sizes: list[int]) -> None:
     model = toy()
@@ -233,7 +233,6 @@ def test_what_fills_a_batch_up_changes_no_bit(sizes: list[int]) -> None:
 # --- shapes ---
 
 
-@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=60), data=st.data())
 def test_a_packed_batch_is_whole(sizes: list[int], data: st.DataObject) -> None:
     rows = [row(length, seed) for seed, length in enumerate(sizes)]

@@ -262,7 +262,7 @@ def packed_steps(made: list[int], lanes: int) -> int:
     return work
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     made=st.lists(st.integers(1, 75), min_size=1, max_size=120),
     lanes=st.integers(2, 9),
@@ -290,7 +290,7 @@ def test_a_lone_point_of_a_shard_pays_for_the_whole_chunk() -> None:
 # --- workers ---
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     ticks=st.lists(st.integers(1, 9), min_size=1, max_size=40),
     workers=st.integers(1, 12),

@@ -866,6 +866,11 @@ def test_logs(standin: StandIn) -> None:
         read(previous=True)
     with pytest.raises(ApiException, match="container other is not valid"):
         read(container="other")
+    # what a kubelet answers once the container's files are gone
+    lost = "unable to retrieve container logs for containerd://44c396"
+    standin.kubelet.log_path("fractal", name).write_text(lost)
+    assert read() == lost
+    assert ours(standin).log(name) == ""
 
 
 def test_a_container_that_waits_has_no_log(standin: StandIn) -> None:

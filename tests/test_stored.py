@@ -280,11 +280,11 @@ def test_what_a_resume_has_taken_up_is_no_trouble_any_more(still: Place) -> None
     failed = {**FAILED, "reason": "PodFailurePolicy"}
     still.set_status(name, conditions=[failed], failed=1, failedIndexes="0")
     plant_failed_worker(still, name, name)
-    assert "-> fill the claim anew (docs/chart.md)" in still.run("status", "small")
+    assert "fill the claim anew (docs/chart.md)" in still.run("status", "small")
     still.run("resume", "small")
     assert "a flipped byte" not in still.run("status", "small")
     plant_failed_worker(still, name, f"{name}-r2")  # and it happens again
-    assert "-> fill the claim anew (docs/chart.md)" in still.run("status", "small")
+    assert "fill the claim anew (docs/chart.md)" in still.run("status", "small")
 
 
 def test_a_complete_sweep_asks_for_nothing(still: Place) -> None:
@@ -292,7 +292,7 @@ def test_a_complete_sweep_asks_for_nothing(still: Place) -> None:
     name = launched(still)
     train_some(still, name, points=256)
     plant_failed_worker(still, name, name)
-    assert "-> fill the claim anew (docs/chart.md)" in still.run("status", "small")
+    assert "fill the claim anew (docs/chart.md)" in still.run("status", "small")
     completed = still.job(name)["spec"]["completions"]
     done = {"type": "Complete", "status": "True"}
     still.set_status(name, conditions=[done], completedIndexes=f"0-{completed - 1}")

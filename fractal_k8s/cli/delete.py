@@ -86,7 +86,8 @@ def _confirm(sweep_id: str, folder: SweepStore, confirm: str | None) -> None:
 
     count = sum(not is_copy(entry) for entry in folder.outcome_entries())
     if confirm is None:
-        click.echo(f"{folder.where()} holds {count:,} attempts' outcomes, for which GPUs were paid")
+        held = f"outcomes of {count:,} attempts, for which machines were paid"
+        click.echo(f"{folder.where()} holds {held}")
         confirm = click.prompt("to delete them for good, type the sweep's id", err=True)
     if confirm != sweep_id:
         raise UsageError(f"{confirm!r} is not {sweep_id}; nothing was deleted")

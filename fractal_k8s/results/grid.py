@@ -5,7 +5,7 @@ A hole stays a hole: nothing here fills, averages or guesses.
 
 from __future__ import annotations
 
-import math
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from fractal_k8s.errors import ConflictError
 from fractal_k8s.results.hashes import labels_of, result_hashes
-from fractal_k8s.results.outcome import LATER_RESULT_COLUMNS, RESULT_COLUMNS, State, loss_facts
+from fractal_k8s.results.outcome import State, loss_facts
 from fractal_k8s.results.store import Outcomes
 from fractal_k8s.results.verdict import (
     is_marginal,
@@ -233,12 +233,13 @@ def _one_row_per_point(sweep: Sweep, table: pa.Table) -> tuple[pa.Table, list[st
     several = np.flatnonzero(count[index] > 1)
     several = several[np.lexsort((times[several], failed[several], index[several]))]
     points, starts = np.unique(index[several], return_index=True)
+    found = _results(table.take(pa.array(several)))
     problems = []
     for point, start in zip(points.tolist(), starts.tolist(), strict=True):
         same = several[start : start + count[point]]
         row_of[point] = _first(table, same, times, failed)
-        results = [int(row) for row in same if not failed[row]]
-        if len({_result(table, row) for row in results}) > 1:
+        results = [found[start + k] for k, row in enumerate(same) if not failed[row]]
+        if len(set(results)) > 1:
             i, j = divmod(point, sweep.columns)
             problems.append(
                 f"point ({i}, {j}) has {len(results)} results that differ; the first counts"
@@ -269,15 +270,13 @@ def _first(
     return int(tied[first])
 
 
-def _result(table: pa.Table, row: int) -> tuple[Any, ...]:
-    names = (*RESULT_COLUMNS, *LATER_RESULT_COLUMNS)
-    values = (table.column(name)[row].as_py() for name in names)
-    return tuple(
-        np.asarray(value, np.float32).tobytes()
-        if isinstance(value, list)
-        else repr(math.nan if value is None else value)  # a column that an older file lacks
-        for value in values
-    )
+def _results(rows: pa.Table) -> list[tuple[int, bytes]]:
+    """What tells each row's result from others, losses included, shape (rows,)."""
+    losses = rows.column("losses").combine_chunks()
+    values = np.asarray(losses.values.to_numpy(zero_copy_only=False), np.float32)
+    offsets = losses.offsets.to_numpy().tolist()
+    series = (values[a:b].tobytes() for a, b in itertools.pairwise(offsets))
+    return list(zip(result_hashes(rows).tolist(), series, strict=True))
 
 
 def _ratios(

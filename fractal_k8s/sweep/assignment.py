@@ -42,7 +42,10 @@ class Plan:
             content = json.loads(text)
             version, raw, deal = content["format"], content["sweep"], content.get("deal", {})
         except (ValueError, KeyError, TypeError):
-            raise CorruptError(f"{source}: not a sweep written by fractal-k8s") from None
+            raise CorruptError(
+                f"{source}: not a sweep written by fractal-k8s; move it away, or delete the sweep "
+                "with its results, and launch again"
+            ) from None
         if not isinstance(version, int) or version > FORMAT:
             raise CorruptError(
                 f"{source}: written in sweep format {version}, this release reads up to {FORMAT}; "

@@ -35,6 +35,8 @@ _LONGEST_WAIT_S: Final = 8.0
 _QUIET_S: Final = 1.5
 _RETRIED: Final = frozenset({429, 500, 502, 503, 504})
 _PAGE: Final = 500
+# what a kubelet answers, as if it were the log, for a container whose files are gone
+_LOST_LOG: Final = "unable to retrieve container logs for "
 
 _JSON: Final = "application/json"
 _MERGE_PATCH: Final = "application/merge-patch+json"
@@ -170,10 +172,11 @@ class Cluster:
     # --- pods ---
 
     def log(self, pod: str, *, tail: int | None = None, previous: bool = False) -> str:
-        """What a pod has printed; "" if it has not started yet."""
+        """What a pod has printed; "" if it has not started yet, or its node has lost the log."""
         try:
             got = self._request("GET", self._log_path(pod), query=_log_query(tail, previous))
-            return bytes(got.data).decode(errors="replace")
+            text = bytes(got.data).decode(errors="replace")
+            return "" if text.startswith(_LOST_LOG) else text
         except _MissingError:
             raise ClusterError(f"pod {pod} is gone, and with it its log") from None
         except _RefusedError:  # a container that waits has no log

@@ -38,8 +38,8 @@ _NODE_IS_BACK: Final = (
 _EXITS: Final = {
     EXIT_SETTINGS: ("its sweep or settings are wrong", "correct them and launch again"),
     EXIT_CORRUPT: (
-        "weights or data are damaged, or not the sweep's",
-        "fill the claim anew (docs/chart.md), or another for --job model_claim=NAME, and resume",
+        "weights or data are damaged or not the sweep's, or what is stored of it is",
+        "if weights or data: fill the claim anew (docs/chart.md) or another, and resume",
     ),
     EXIT_NOT_READY: ("its cache is not filled yet", _AGAIN),
     EXIT_HUNG: ("no step for minutes", f"{_AGAIN}; if it is always one node, cordon that node"),
