@@ -6,6 +6,7 @@ A hole stays a hole: nothing here fills, averages or guesses.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -233,12 +234,15 @@ def _one_row_per_point(sweep: Sweep, table: pa.Table) -> tuple[pa.Table, list[st
     several = np.flatnonzero(count[index] > 1)
     several = several[np.lexsort((times[several], failed[several], index[several]))]
     points, starts = np.unique(index[several], return_index=True)
-    found = _results(table.take(pa.array(several)))
+    rivals = table.take(pa.array(several))
+    found = _results(rivals)
+    when, is_failed = times[several].tolist(), failed[several].tolist()
     problems = []
     for point, start in zip(points.tolist(), starts.tolist(), strict=True):
-        same = several[start : start + count[point]]
-        row_of[point] = _first(table, same, times, failed)
-        results = [found[start + k] for k, row in enumerate(same) if not failed[row]]
+        same = range(start, start + int(count[point]))
+        tied = [k for k in same if (when[k], is_failed[k]) == (when[start], is_failed[start])]
+        row_of[point] = several[_first(rivals, tied, found)]
+        results = [found[k] for k in same if not is_failed[k]]
         if len(set(results)) > 1:
             i, j = divmod(point, sweep.columns)
             problems.append(
@@ -250,24 +254,16 @@ def _one_row_per_point(sweep: Sweep, table: pa.Table) -> tuple[pa.Table, list[st
     return table.take(pa.array(rows)), problems
 
 
-def _first(
-    table: pa.Table,
-    same: npt.NDArray[np.int64],
-    times: npt.NDArray[np.int64],
-    failed: npt.NDArray[np.bool_],
-) -> int:
-    """The row that counts of those of one point, which are sorted.
+def _first(rivals: pa.Table, tied: Sequence[int], found: Sequence[tuple[int, bytes]]) -> int:
+    """The row that counts of some of one point and the same time.
 
-    Of rows of the same time their content decides, not the order in which they were read.
+    Their content decides, not the order in which they were read.
     """
-    start = same[0]
-    tied = [row for row in same if times[row] == times[start] and failed[row] == failed[start]]
-    if len(tied) == 1:
-        return int(start)
-    rows = table.take(pa.array(tied))
-    hashes = result_hashes(rows).tolist()  # as `tally` chooses, which knows no more of a row
-    first = min(range(len(tied)), key=lambda k: (hashes[k], repr(rows.slice(k, 1).to_pylist())))
-    return int(tied[first])
+    least = min(found[k][0] for k in tied)  # as `tally` chooses, which knows no more of a row
+    rows = [k for k in tied if found[k][0] == least]
+    if len(rows) == 1:
+        return rows[0]
+    return min(rows, key=lambda k: repr(rivals.slice(k, 1).to_pylist()))
 
 
 def _results(rows: pa.Table) -> list[tuple[int, bytes]]:
