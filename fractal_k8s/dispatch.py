@@ -44,7 +44,7 @@ from fractal_k8s.manifest.pod import reads_data, reads_model
 from fractal_k8s.manifest.render import Manifest, render
 from fractal_k8s.manifest.settings import JobSettings, make_settings
 from fractal_k8s.references import is_moving, parse_reference
-from fractal_k8s.results.lease import launcher_of
+from fractal_k8s.results.lease import forget_job, launcher_of, leave_word
 from fractal_k8s.results.ledger import NOTE, for_share, predict, record_launch
 from fractal_k8s.results.reach import are_keys_wrong, why_unreadable
 from fractal_k8s.results.store import Store, SweepStore
@@ -542,6 +542,12 @@ def _record(made: Order) -> None:
     assert made.folder is not None
     # before any worker does, so that the sweep can be resumed when its Job has gone
     made.folder.write_plan(made.plan)
+    leave_word(
+        made.folder,
+        job=made.job.name,
+        namespace=made.cluster.namespace,
+        context=made.cluster.context,
+    )
     first = NOTE not in made.folder.notes([])
     record_launch(
         made.folder,
@@ -550,6 +556,16 @@ def _record(made: Order) -> None:
         shards=made.job.completions,
         price_per_hour=made.settings.usd_per_gpu_hour,
     )
+
+
+def forget(cluster: Cluster, sweep_id: str, jobs: list[SweepJob]) -> None:
+    """Takes back the word that Jobs of a sweep were sent, if its store is open from here."""
+
+    def work() -> None:
+        if (folder := open_folder(settings_of(cluster, jobs, None), sweep_id)) is not None:
+            forget_job(folder)
+
+    _within(_FORECAST_S, work)
 
 
 # --- waiting ---

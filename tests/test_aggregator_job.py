@@ -178,6 +178,7 @@ def test_a_launch_ends_with_a_map_that_nobody_drew(busy: Place) -> None:
     (owner,) = busy.job(name)["metadata"]["ownerReferences"]
     assert owner["name"] == sweep_id
     assert summary.files.get(summary.key("summary", "manifest.json"))
+    assert summary.files.entries(summary.key("running")) == []  # the word of the Job is taken back
 
 
 def test_it_comes_and_goes_with_the_job(still: Place) -> None:

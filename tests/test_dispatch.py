@@ -703,6 +703,18 @@ def test_a_resume_without_the_store_goes_by_the_indexes(still: Place) -> None:
     assert Dealt(plan.sweep, plan.deal).positions.tolist() == [*range(64, 128)]
 
 
+def test_what_was_sent_to_a_cluster_is_not_trained_here(still: Place, run: Run) -> None:
+    name = launched(still)
+    for verb in (("launch", "small.toml"), ("resume", name)):
+        output = run(*verb, "--store", still.store.uri, "--backend", "inline", code=2).output
+        assert f"was sent to a cluster as Job {name} in namespace fractal of standin" in output
+        assert f"fractal-k8s cancel {name} --context standin" in output
+    assert still.store.sweep(name).outcome_entries() == []
+    still.run("cancel", name)
+    run("resume", name, "--store", still.store.uri, "--backend", "inline")
+    assert len(still.store.sweep(name).outcome_entries()) == 1
+
+
 def test_what_another_machine_trains_is_not_sent(still: Place) -> None:
     name = launched(still)
     still.run("cancel", name)

@@ -18,6 +18,7 @@ from fractal_k8s.errors import (
     StoreError,
     UsageError,
 )
+from fractal_k8s.results.lease import forget_job
 from fractal_k8s.results.listing import list_sweep
 from fractal_k8s.results.store import Store
 from fractal_k8s.sweep.assignment import Plan
@@ -76,6 +77,8 @@ def aggregate_until(
             break
         time.sleep(waiting.pause_s)
     plan, done = waiting.result()
+    if over:
+        forget_job(store.sweep(plan.sweep.id))
     waiting.beside.wait()  # who is still telling of an earlier one would keep the last from it
     publish(store.sweep(plan.sweep.id), plan, say, has_ended=True)
     return plan, done

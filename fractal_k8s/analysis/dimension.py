@@ -111,7 +111,9 @@ def measure_dimension(labels: Mask, known: Mask) -> dict[str, Any]:
 
 
 def lines(result: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [("boundary pixels", f"{result['boundary_pixels']:,}")]
+    pixels = result["boundary_pixels"]
+    is_looked_for = pixels or result["coverage"] > 0
+    rows = [("boundary pixels", f"{pixels:,}" if is_looked_for else "not known")]
     if result["raw_slope"] is not None:
         rows += _measured_lines(result)
     if result["dimension"] is None:

@@ -191,7 +191,8 @@ def _say(done: Aggregation, seconds: float, as_json: bool) -> None:
         return
     for line in summary_lines(done.summary):
         click.echo(line)
-    click.echo(f"  {done.num_read:,} of {done.objects:,} objects read, the others were known")
+    others = ", the others were known" if done.num_read < done.objects else ""
+    click.echo(f"  {done.num_read:,} of {done.objects:,} objects read{others}")
     if not done.summary["complete"]:
         counts = done.summary["counts"]
         click.echo(f"  PARTIAL: {counts['missing']:,} points missing, {counts['failed']:,} failed")

@@ -23,6 +23,7 @@ def command(sweep_id: str, where: Where, as_json: bool) -> None:
     \b
         fractal-k8s cancel docvqa-d20 --context cks-wb3
     """
+    from fractal_k8s import dispatch
     from fractal_k8s.backends.kube import steer
     from fractal_k8s.backends.kube.jobs import sweep_and_jobs
     from fractal_k8s.cli.cluster_store import store_of
@@ -31,6 +32,8 @@ def command(sweep_id: str, where: Where, as_json: bool) -> None:
     found, jobs = sweep_and_jobs(cluster, sweep_id)
     count = steer.cancel(cluster, jobs)
     uri = store_of(jobs[-1]) if jobs else None
+    if jobs:
+        dispatch.forget(cluster, found, jobs)
     if as_json:
         echo_json({"sweep": found, "deleted": [job.name for job in jobs], "store": uri})
     elif not count:

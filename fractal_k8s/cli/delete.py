@@ -39,6 +39,7 @@ def command(
         fractal-k8s delete docvqa-d20 --context cks-wb3
         fractal-k8s delete docvqa-d20-0123456789 --results --context cks-wb3
     """
+    from fractal_k8s import dispatch
     from fractal_k8s.backends.kube import steer
     from fractal_k8s.backends.kube.jobs import jobs_of, sweep_and_jobs
     from fractal_k8s.manifest import labels
@@ -54,6 +55,8 @@ def command(
     jobs += again
     steer.cancel(cluster, jobs)
     plans = steer.delete_plans(cluster, found)
+    if folder is None and jobs:
+        dispatch.forget(cluster, found, jobs)
     if folder is not None:
         _remove(cluster, found, jobs, folder)
     facts = {"sweep": found, "jobs": [job.name for job in jobs], "config_maps": plans}

@@ -33,6 +33,8 @@ PANEL_TITLES: Final = ("Trainability Boundary", "Final Loss (trainable runs)", "
 _MAP_LAYER: Final = 1.0
 _HATCH_COLOUR: Final = "#9A9A9A"
 _MAX_STRIP_COLUMNS: Final = 4
+# characters of a title that fit above three panels
+_WIDEST: Final = 105
 
 Floats = npt.NDArray[np.float64]
 Box = tuple[tuple[float, float], tuple[float, float]]
@@ -139,12 +141,19 @@ def _edges_at(axis: AxisView, first: float, last: float) -> tuple[float, float]:
 
 
 def caption(grid: Grid, summary: dict[str, Any]) -> str:
-    """One line that says what the map is and how much of it there is."""
-    size = f"{grid.sweep.rows} x {grid.sweep.columns}"
-    text = f"{grid.sweep.id}   {size}   {_edge_caption(summary)}"
+    """What the map is and how much of it there is, in lines that are no wider than a page."""
+    parts = [grid.sweep.id, f"{grid.sweep.rows} x {grid.sweep.columns}"]
     if not summary["complete"]:
-        text += f"   {_partial(summary['coverage'])}"
-    return text
+        parts.append(_partial(summary["coverage"]))
+    parts.append(_edge_caption(summary))
+    lines = [""]
+    for part in parts:
+        longer = f"{lines[-1]}   {part}" if lines[-1] else part
+        if len(longer) <= _WIDEST:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return "\n".join(lines)
 
 
 def _partial(coverage: float) -> str:

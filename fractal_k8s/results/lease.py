@@ -2,7 +2,8 @@
 
 A launcher leaves an object that says who it is and writes it again while it trains. One that has
 not been written for a while is that of a launcher which is gone. All times are the store's, so that
-no machine's clock matters. Pods of a cluster hold no lease; what they have just stored shows them.
+no machine's clock matters. Pods of a cluster hold no lease: who sends their Job leaves a word where
+the store is open to them, and what pods have just stored shows them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from fractal_k8s.results.store import SweepStore
 from fractal_k8s.sweep.definition import Sweep
 
 _FOLDER: Final = "running"
+_JOB_FILE: Final = "job.json"
 _RENEWED_S: Final = 20.0
 # three renewals may fail before a launcher is taken for gone
 _GONE_S: Final = 90.0
@@ -41,23 +43,63 @@ def launcher_of(folder: SweepStore) -> str | None:
     Only reads, so that an age is that by this machine's clock.
     """
     for entry in folder.files.entries(folder.key(_FOLDER)):
-        if abs(time.time_ns() - entry.modified_ns) / 1e9 < _GONE_S + _SKEW_S:
+        if (
+            not entry.key.endswith(f"/{_JOB_FILE}")
+            and abs(time.time_ns() - entry.modified_ns) / 1e9 < _GONE_S + _SKEW_S
+        ):
             owner = _read(folder, entry)
             if owner is not None and owner.get("state") == "holds":
                 return _named(owner)
     return None
 
 
+# --- the word that a Job was sent ---
+
+
+def leave_word(folder: SweepStore, *, job: str, namespace: str, context: str) -> None:
+    """Notes that a Job was sent, until `forget_job`."""
+    content = {"job": job, "namespace": namespace, "context": context}
+    folder.files.put(folder.key(_FOLDER, _JOB_FILE), json.dumps(content).encode())
+
+
+def forget_job(folder: SweepStore) -> None:
+    """Takes the word back: no Job of the sweep is left."""
+    folder.files.discard([folder.key(_FOLDER, _JOB_FILE)])
+
+
+def refuse_job(folder: SweepStore) -> None:
+    """Refuses a sweep that a cluster trains, or is about to.
+
+    Raises:
+        ConflictError: a Job was sent, and nobody has said that it ended.
+    """
+    data = folder.files.get(folder.key(_FOLDER, _JOB_FILE))
+    if data is None:
+        return
+    found = _parsed(data)
+    raise ConflictError(
+        f"{folder.sweep_id} was sent to a cluster as Job {found.get('job', 'of unknown name')} in "
+        f"namespace {found.get('namespace')} of {found.get('context')}, and what that trains would "
+        "be trained twice; if it has ended give --beside-pods, else wait for it or stop it with: "
+        f"fractal-k8s cancel {folder.sweep_id} --context {found.get('context', 'NAME')}"
+    )
+
+
+# --- leases ---
+
+
 def _read(folder: SweepStore, entry: Entry) -> dict[str, Any] | None:
     """Who left an object; None if it is gone. One that says nothing is somebody's all the same."""
     data = folder.files.get(entry.key)
-    if data is None:
-        return None
+    return None if data is None else _parsed(data) or {"state": "holds"}
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
     try:
         found = json.loads(data)
     except ValueError:
-        found = None
-    return found if isinstance(found, dict) else {"state": "holds"}
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _named(owner: Mapping[str, Any]) -> str:
@@ -120,7 +162,7 @@ class Lease:
         for entry in entries:
             name = entry.key.rpartition("/")[2]
             age = (now - entry.modified_ns) / 1e9
-            if name == self._name:
+            if name in (self._name, _JOB_FILE):
                 continue
             if age > _GONE_S:
                 self._folder.files.discard([entry.key])

@@ -17,7 +17,7 @@ from typing import Final
 
 from fractal_k8s.errors import ConflictError, StoreError
 from fractal_k8s.results.files import LocalFiles, local_errors
-from fractal_k8s.results.lease import Lease, launcher_of
+from fractal_k8s.results.lease import Lease, launcher_of, refuse_job
 from fractal_k8s.results.store import SweepStore
 from fractal_k8s.sweep.definition import Sweep
 
@@ -29,7 +29,7 @@ class SweepLock:
     """Holds a sweep's lock for a `with` block.
 
     Args:
-        sweep: in object storage, what pods of a cluster must not be training too.
+        sweep: what pods of a cluster must not be training too; None = they are let be.
 
     Attributes:
         handle: what workers inherit; None in object storage.
@@ -38,14 +38,17 @@ class SweepLock:
     def __init__(self, folder: SweepStore, sweep: Sweep | None = None) -> None:
         self.folder = folder
         self.handle: int | None = None
+        self._beside_pods = sweep is None
         self._lease = Lease(folder, sweep)
 
     def __enter__(self) -> SweepLock:
         """Takes the lock.
 
         Raises:
-            ConflictError: another process trains this sweep; names it.
+            ConflictError: another process trains this sweep, or a cluster; names it.
         """
+        if not self._beside_pods:
+            refuse_job(self.folder)
         path = _path(self.folder)
         if path is None:
             self._lease.__enter__()
