@@ -24,7 +24,7 @@ from fractal_k8s.results.files import LocalFiles
 from fractal_k8s.results.grid import Grid, build_grid
 from fractal_k8s.results.outcome import Environment, Outcome, State
 from fractal_k8s.results.store import SweepStore
-from fractal_k8s.results.tally import Tally, TallyReader
+from fractal_k8s.results.tally import _ROW, Tally, TallyReader
 from fractal_k8s.sweep.definition import Sweep
 from test_results import HERE, NOON, outcome_of
 
@@ -363,3 +363,16 @@ def test_rate_is_that_of_the_last_moments(place: Place) -> None:
     tally = place.reader().refresh()
     assert tally.rate(60) == pytest.approx(0.5)
     assert tally.newest() == NOON.timestamp() + 1020
+
+
+def test_points_that_are_known_many_at_once_took_their_time() -> None:
+    rows = np.zeros(8, dtype=_ROW)
+    rows["time"][4:] = 1000  # two chunks of four points, a second apart
+    rows["seconds"] = 50.0
+    tally = Tally(mlp_sweep(resolution=[4, 4]), np.zeros((4, 4), np.uint8), rows, (), (), 2, 0)
+    assert tally.rate(60.0) == 7.0
+    assert tally.rate(60.0, workers=2) == 8 * 2 / 400
+    assert tally.rate(0.5) is None
+    assert tally.rate(0.5, workers=1) == 4 / 200
+    rows["seconds"] = 0.01  # less than has passed: the clock counts
+    assert tally.rate(60.0, workers=2) == 7.0

@@ -103,14 +103,24 @@ class Tally:
         times = self.rows["time"]
         return float(times.max()) / 1000 if len(times) else None
 
-    def rate(self, recent_s: float) -> float | None:
-        """Points per second over that time before the last outcome; None if it cannot be told."""
+    def rate(self, recent_s: float, workers: int | None = None) -> float | None:
+        """Points per second over that time before the last outcome; None if it cannot be told.
+
+        Args:
+            workers: how many train at once. Points that become known many at a time then count
+                with the seconds that they took, of which so many pass at once.
+        """
         times = self.rows["time"].astype(np.float64) / 1000
-        if len(times) < 2:
+        if not len(times):
             return None
-        recent = times[times >= times.max() - recent_s]
-        span = recent.max() - recent.min()
-        return float((len(recent) - 1) / span) if span > 0 else None
+        is_recent = times >= times.max() - recent_s
+        recent, rates = times[is_recent], []
+        if (span := recent.max() - recent.min()) > 0:
+            rates.append((len(recent) - 1) / span)
+        spent = np.nansum(self.rows["seconds"][is_recent])
+        if workers and spent > 0:
+            rates.append(workers * len(recent) / spent)
+        return float(min(rates)) if rates else None
 
 
 class TallyReader:

@@ -154,7 +154,8 @@ class Progress:
         done = max(known, self.done) if tally.unread else known
         newest = tally.newest()
         is_stale = newest is None or time.time() - newest > _STALE_S
-        rate = tally.rate(_RECENT_S) if self.is_running and not is_stale else None
+        workers = sum(job.ready * max(1, job.gpus_per_pod) for job in self.jobs)
+        rate = tally.rate(_RECENT_S, workers) if self.is_running and not is_stale else None
         left = (self.sweep.num_points - done) / rate if rate else None
         return replace(self, tally=tally, done=done, points_per_s=rate, seconds_left=left)
 
