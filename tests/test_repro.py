@@ -20,7 +20,13 @@ from fractal_k8s.cli.common import summary_lines
 from fractal_k8s.errors import UsageError
 from fractal_k8s.repro import _plan_of, chosen_points, compose, first_places, sample_points
 from fractal_k8s.results import schema
-from fractal_k8s.results.certificate import certificate, compare, difference_of, fault_of
+from fractal_k8s.results.certificate import (
+    certificate,
+    compare,
+    counts_more,
+    difference_of,
+    fault_of,
+)
 from fractal_k8s.results.outcome import RESULT_COLUMNS
 from fractal_k8s.results.store import Store, SweepStore
 from fractal_k8s.sweep.assignment import Plan
@@ -322,3 +328,20 @@ def test_a_point_that_differs_alone_only_is_no_certificate() -> None:
     assert note["line"].startswith("no certificate: 1 of 2 points bit-equal")
     assert "point (0, 2) alone, steps: 0.5 then, 1.0 now" in str(fault_of(note))
     assert fault_of(certificate(repeats[:2], seed=0)) is None
+
+
+def test_a_difference_stays_until_its_points_are_compared_again() -> None:
+    def note(*points: tuple[int, bool], kind: str = "cpu") -> dict[str, Any]:
+        told = [{"i": 0, "j": j, "difference": "loss" if wrong else None} for j, wrong in points]
+        equal = sum(not wrong for _, wrong in points)
+        return {"numerics_class": kind, "points": told, "compared": len(told), "equal": equal}
+
+    large, small = note((0, False), (1, False), (2, False)), note((0, False))
+    wrong = note((1, True), (2, False))
+    assert counts_more(small, None)
+    assert counts_more(large, small)
+    assert not counts_more(small, large)
+    assert counts_more(small, note((1, True), kind="gpu"))  # of other machines
+    assert counts_more(wrong, large)
+    assert not counts_more(small, wrong)
+    assert counts_more(note((1, False)), wrong)

@@ -178,12 +178,18 @@ def _refuse_of_this_machine(cold: bool, checkpoint: str | None, dataset: str | N
 
 
 def _noted(folder: SweepStore, repeats: list[Repeat], seed: int) -> dict[str, Any]:
-    """The result as a note of the sweep; kept, if machines of one class were compared."""
-    from fractal_k8s.results.certificate import NOTE, certificate
+    """The result as a note of the sweep.
+
+    Kept, if machines of one class were compared, and no earlier one says more.
+    """
+    from fractal_k8s.results.certificate import NOTE, certificate, counts_more
 
     note = certificate(repeats, seed=seed)
-    if note["is_certificate"]:
+    kept = folder.notes([]).get(NOTE)
+    if note["is_certificate"] and counts_more(note, kept):
         folder.put_note(NOTE, note)
+    elif kept is not None:
+        click.echo(f"the page keeps an earlier one: {kept.get('line')}", err=True)
     return note
 
 

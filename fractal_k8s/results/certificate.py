@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -133,6 +133,24 @@ def certificate(repeats: Sequence[Repeat], *, seed: int) -> dict[str, Any]:
         "points": [asdict(repeat) for repeat in repeats],
     }
     return {"line": _line(note), **note}
+
+
+def counts_more(note: Mapping[str, Any], kept: Mapping[str, Any] | None) -> bool:
+    """Whether a note is to be kept in place of an earlier one of its sweep.
+
+    A difference that was found stays until its points are compared again, and the larger of two
+    samples without one counts.
+    """
+    if not kept or kept.get("numerics_class") != note["numerics_class"]:
+        return True
+    differed = _places(point for point in kept.get("points", ()) if point["difference"])
+    if differed:
+        return differed <= _places(note["points"])
+    return bool(note["equal"] < note["compared"]) or bool(note["compared"] >= kept.get("compared", 0))
+
+
+def _places(points: Iterable[Mapping[str, Any]]) -> set[tuple[int, int]]:
+    return {(point["i"], point["j"]) for point in points}
 
 
 def _line(note: dict[str, Any]) -> str:

@@ -278,9 +278,9 @@ def _check_seal(path: Path, sealed: str | None, found: str) -> None:
     """
     if sealed is not None and sealed != found:
         raise CorruptError(
-            f"{path}: its sha256 is {found[:12]}..., the folder was filled with {sealed[:12]}...; "
-            "fetch it again (for a cache `fractal-k8s cache verify` says how), or, to train on it "
-            "as it is, copy it to a folder of its own"
+            f"{path}: the content's digest is {found[:12]}..., the folder was filled with "
+            f"{sealed[:12]}...; fetch it again (`fractal-k8s cache verify` says which file and "
+            "how), or, to train on it as it is, copy it to a folder of its own"
         )
 
 
