@@ -146,7 +146,8 @@ def counts_more(note: Mapping[str, Any], kept: Mapping[str, Any] | None) -> bool
     differed = _places(point for point in kept.get("points", ()) if point["difference"])
     if differed:
         return differed <= _places(note["points"])
-    return bool(note["equal"] < note["compared"]) or bool(note["compared"] >= kept.get("compared", 0))
+    differs = bool(note["equal"] < note["compared"])
+    return differs or bool(note["compared"] >= kept.get("compared", 0))
 
 
 def _places(points: Iterable[Mapping[str, Any]]) -> set[tuple[int, int]]:
