@@ -269,6 +269,11 @@ def test_a_job_whose_pods_are_refused() -> None:
     cause = refused_pods([{"reason": "SuccessfulCreate"}, quota])
     assert cause == Cause("its pods are refused", "ask for more quota", True, quota["message"])
     assert refused_pods([{"reason": "SuccessfulCreate", "message": "made"}]) is None
+    assert refused_pods([quota, {"reason": "SuccessfulCreate"}]) is None  # and then there was room
+    lost = 'error looking up service account x/y: serviceaccount "y" not found'
+    account = refused_pods([{"reason": "FailedCreate", "message": lost}])
+    assert account is not None
+    assert "create the account" in account.advice
 
 
 # --- Jobs and what they took ---
@@ -853,3 +858,19 @@ def test_forbidden_ends_the_watch(standin: StandIn, submit: Submit) -> None:
     nobody = connect("none", kubeconfig=str(standin.kubeconfig))
     with pytest.raises(ForbiddenError, match="cannot list"):
         look_once(View(nobody, sweep_id))
+
+
+def test_a_sweep_that_runs_and_gets_no_more_pods(
+    standin: StandIn, cluster: Cluster, submit: Submit
+) -> None:
+    meta = {"name": "pods", "namespace": "fractal"}
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta}
+    standin.objects.create("serviceaccounts", account)
+    sweep_id = submit("few", "exec sleep 600", gpus=2, service_account="pods")
+    (first, _) = until(lambda: running_pods(standin, 2))
+    standin.objects.delete("serviceaccounts", "fractal", "pods")
+    standin.kubelet.evict("fractal", first)
+    until(lambda: _tells(cluster, sweep_id, "its pods are refused", "pods"))
+    found = ProgressReader(cluster, sweep_id).read()
+    assert found.state == "running"
+    assert "create the account" in found.troubles[0].cause.advice

@@ -326,9 +326,10 @@ class ProgressReader:
         return sorted(found, key=lambda event: str(event.get("lastTimestamp") or ""))
 
     def _refused(self, job: SweepJob) -> Trouble | None:
-        """A Job that should have pods and has none: its events say why."""
+        """A Job that should have more pods than it has: its events say why."""
         shown = job_progress(job)
-        if shown.state != "starting":
+        wanted = min(shown.parallelism, shown.indexes - shown.done - shown.failed)
+        if shown.state not in ("starting", "running") or shown.active >= wanted:
             return None
         cause = refused_pods(self._events(job.name))
         return None if cause is None else Trouble(cause, 0, (), ())

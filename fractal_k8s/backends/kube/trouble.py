@@ -50,6 +50,9 @@ _EXITS: Final = {
     139: ("crashed with a segmentation fault", f"{_AGAIN}; if it is always one node, cordon it"),
 }
 
+# reasons of a Job's events about its pods
+_CREATIONS: Final = ("SuccessfulCreate", "FailedCreate")
+
 # reason of the condition DisruptionTarget -> what happened
 _DISRUPTIONS: Final = {
     "PreemptionByScheduler": "preempted by pods of a higher priority",
@@ -270,12 +273,16 @@ def _age(pod: Object, now: float) -> float:
 
 
 def refused_pods(events: Iterable[Object]) -> Cause | None:
-    """Why a Job cannot even create its pods, from the events of the Job."""
-    said = [event.get("message") for event in events if event.get("reason") == "FailedCreate"]
-    if not said:
+    """Why a Job cannot even create its pods, from the events of the Job, oldest first."""
+    creations = [event for event in events if event.get("reason") in _CREATIONS]
+    if not creations or creations[-1]["reason"] != "FailedCreate":
         return None
-    words = _short(said[-1]) or ""
-    advice = "ask for more quota" if "quota" in words else "allow its pods in the namespace"
+    words = _short(creations[-1].get("message")) or ""
+    advice = "allow its pods in the namespace"
+    if "quota" in words:
+        advice = "ask for more quota"
+    elif "serviceaccount" in words:
+        advice = "create the account (the chart does), or name another with --job service_account"
     return Cause("its pods are refused", advice, waits=True, said=words)
 
 
