@@ -285,15 +285,15 @@ def _job_line(job: FillJob) -> str:
 
 
 def _print_verify_job(where: Where) -> None:
-    from fractal_k8s.backends.kube.cachereader import COMPONENT, verify_job
+    from fractal_k8s.backends.kube.cachereader import verify_job
     from fractal_k8s.backends.kube.send import kubectl
-    from fractal_k8s.manifest import labels
 
     cluster = where.connect()
-    click.echo(verify_job(cluster), nl=False)
+    name, text = verify_job(cluster)
+    click.echo(text, nl=False)
     command = kubectl(cluster)
     click.echo(
         f"nothing is created yet: pipe this into {command} create -f -, and read what it finds "
-        f"with: {command} logs -f --tail=-1 -l {labels.COMPONENT}={COMPONENT}",
+        f"with: {command} logs -f job/{name}",
         err=True,
     )

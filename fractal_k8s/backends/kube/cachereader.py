@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import secrets
 from typing import Any, Final
 
 from fractal_k8s.backends.kube.cachejobs import cache_claims, fill_bodies
@@ -14,9 +15,9 @@ from fractal_k8s.manifest import labels
 from fractal_k8s.manifest.reader import reading_pod
 from fractal_k8s.manifest.settings import make_settings
 
-COMPONENT: Final = "cache-verify"
+_COMPONENT: Final = "cache-verify"
 _ROOT: Final = labels.MODEL_MOUNT.rpartition("/")[0]
-# of the name; what follows is the server's to choose
+# of the name; what follows tells it from Jobs before it
 _MOST_NAME: Final = 40
 # a finished Job and its pod, with the log, are kept for an hour
 _KEEP_S: Final = 3600
@@ -27,8 +28,8 @@ _RESOURCES: Final = {
 }
 
 
-def verify_job(cluster: Cluster) -> str:
-    """JSON of a Job that reads the caches, mounted read-only; nothing is created.
+def verify_job(cluster: Cluster) -> tuple[str, str]:
+    """Name and JSON of a Job that reads the caches, mounted read-only; nothing is created.
 
     Its pod is as that of the newest Job that fills them; where that is gone, as the site's settings
     say.
@@ -38,11 +39,12 @@ def verify_job(cluster: Cluster) -> str:
     """
     bodies = fill_bodies(cluster)
     name, queue, pod = _as_the_fill(bodies[0]) if bodies else _as_the_site(cluster)
+    name = f"{name[:_MOST_NAME].rstrip('-')}-verify-{secrets.token_hex(3)}"
     job = {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "generateName": f"{name[:_MOST_NAME].rstrip('-')}-verify-",
+            "name": name,
             "namespace": cluster.namespace,
             "labels": {**_labels(), **queue},
         },
@@ -52,7 +54,7 @@ def verify_job(cluster: Cluster) -> str:
             "template": {"metadata": {"labels": _labels()}, "spec": _reading(pod)},
         },
     }
-    return json.dumps(job, indent=1) + "\n"
+    return name, json.dumps(job, indent=1) + "\n"
 
 
 def _as_the_fill(body: Object) -> tuple[str, dict[str, str], dict[str, Any]]:
@@ -92,5 +94,5 @@ def _labels() -> dict[str, str]:
     return {
         labels.NAME: labels.PROGRAM,
         labels.MANAGED_BY: labels.PROGRAM,
-        labels.COMPONENT: COMPONENT,
+        labels.COMPONENT: _COMPONENT,
     }
