@@ -77,7 +77,7 @@ def aggregate_until(
             break
         time.sleep(waiting.pause_s)
     plan, done = waiting.result()
-    if over:
+    if over or finished:
         forget_job(store.sweep(plan.sweep.id))
     waiting.beside.wait()  # who is still telling of an earlier one would keep the last from it
     publish(store.sweep(plan.sweep.id), plan, say, has_ended=True)

@@ -16,7 +16,7 @@ from fractal_k8s.cli.common import Command, echo_json, json_option, size_text
 from fractal_k8s.cli.filled import nothing, option, remedy
 from fractal_k8s.cli.folder import Folder
 from fractal_k8s.cli.where import Where, cluster_options
-from fractal_k8s.errors import EXIT_CORRUPT, ForbiddenError, UsageError
+from fractal_k8s.errors import EXIT_CORRUPT, ForbiddenError
 
 if TYPE_CHECKING:
     from fractal_k8s.backends.kube.cachejobs import FillJob
@@ -188,8 +188,6 @@ def verify(root: Path | None, where: Where, as_json: bool) -> None:
 def _given(root: Path | None) -> Path:
     if root is None:
         raise click.UsageError("which cache? give --root DIR, or --context NAME for a cluster's")
-    if not root.is_dir():
-        raise UsageError(f"{root}: no such folder; cache fill --root {root} makes it")
     return root
 
 

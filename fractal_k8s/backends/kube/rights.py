@@ -103,7 +103,7 @@ RIGHTS: Final = (
     Right(
         "get",
         CONFIG_MAPS,
-        (*_CHECKERS, *_READERS, "cache", "delete", "logs", "render", "status"),
+        (*_CHECKERS, *_READERS, "cache", "cancel", "delete", "logs", "render", "status"),
     ),
     Right("list", CONFIG_MAPS, ("delete",)),
     Right("patch", CONFIG_MAPS, _SENDERS),
