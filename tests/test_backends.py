@@ -266,6 +266,10 @@ def medium_sweep() -> Sweep:
 def test_any_kill_at_any_moment_then_resume_gives_the_same_map(tmp_path: Path) -> None:
     sweep = medium_sweep()
     expected = uninterrupted(sweep, tmp_path)
+    began = time.monotonic()  # a busy machine takes longer, and so do the kills
+    timed = controller.prepare(sweep, Store(str(tmp_path / "timed")), workers=2)
+    controller.train(timed, LocalBackend(workers=2), Silent())
+    whole = time.monotonic() - began
     store = Store(str(tmp_path / "runs"))
     chance = random.Random(0)
     kills = 0
@@ -280,7 +284,7 @@ def test_any_kill_at_any_moment_then_resume_gives_the_same_map(tmp_path: Path) -
             arm(run)
 
     def arm(run: Any) -> None:
-        timers.append(threading.Timer(chance.uniform(0.2, 4.0), strike, (run,)))
+        timers.append(threading.Timer(chance.uniform(0.05, 0.6) * whole, strike, (run,)))
         timers[-1].start()
 
     for _ in range(40):
