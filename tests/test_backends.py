@@ -389,7 +389,7 @@ def test_a_killed_launcher_then_resume_gives_the_same_map(tmp_path: Path) -> Non
             wait_for(lambda least=before: stored_points(tmp_path) > least)  # type: ignore[misc]
             process.kill()
         folder = folder_of(tmp_path)
-        wait_for(lambda: not is_locked(folder_of(tmp_path)), seconds=30)
+        wait_for(lambda: not is_locked(folder_of(tmp_path)))
     plan = folder.read_plan()
     assert plan is not None
     launch = controller.prepare(plan.sweep, Store(str(tmp_path / "runs")), workers=2)
@@ -406,7 +406,7 @@ def test_workers_of_a_killed_launcher_end_and_save_what_they_did(tmp_path: Path)
         wait_for(lambda: stored_points(tmp_path) > 0)
         process.kill()
     folder = folder_of(tmp_path)
-    wait_for(lambda: not is_locked(folder), seconds=30)
+    wait_for(lambda: not is_locked(folder))
     assert 0 < stored_points(tmp_path) < 22_500
 
 
