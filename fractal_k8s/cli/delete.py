@@ -52,14 +52,14 @@ def command(
     folder = _folder(cluster, found, jobs, store_uri) if results else None
     if folder is not None:
         _confirm(found, folder, confirm)
-    jobs += again
-    steer.cancel(cluster, jobs)
+    steer.cancel(cluster, [*jobs, *again])
     plans = steer.delete_plans(cluster, found)
-    if folder is None and jobs:
-        dispatch.forget(cluster, found, jobs)
     if folder is not None:
-        _remove(cluster, found, jobs, folder)
-    facts = {"sweep": found, "jobs": [job.name for job in jobs], "config_maps": plans}
+        _remove(cluster, found, [*jobs, *again], folder)
+    elif jobs:  # the store of those of `repro` is another one
+        dispatch.forget(cluster, found, jobs)
+    names = [job.name for job in (*jobs, *again)]
+    facts = {"sweep": found, "jobs": names, "config_maps": plans}
     _say({**facts, "results": None if folder is None else folder.where()}, as_json)
 
 

@@ -42,11 +42,8 @@ def launcher_of(folder: SweepStore) -> str | None:
 
     Only reads, so that an age is that by this machine's clock.
     """
-    for entry in folder.files.entries(folder.key(_FOLDER)):
-        if (
-            not entry.key.endswith(f"/{_JOB_FILE}")
-            and abs(time.time_ns() - entry.modified_ns) / 1e9 < _GONE_S + _SKEW_S
-        ):
+    for entry in _leases(folder):
+        if abs(time.time_ns() - entry.modified_ns) / 1e9 < _GONE_S + _SKEW_S:
             owner = _read(folder, entry)
             if owner is not None and owner.get("state") == "holds":
                 return _named(owner)
@@ -88,6 +85,11 @@ def refuse_job(folder: SweepStore) -> None:
 # --- leases ---
 
 
+def _leases(folder: SweepStore) -> list[Entry]:
+    entries = folder.files.entries(folder.key(_FOLDER))
+    return [entry for entry in entries if not entry.key.endswith(f"/{_JOB_FILE}")]
+
+
 def _read(folder: SweepStore, entry: Entry) -> dict[str, Any] | None:
     """Who left an object; None if it is gone. One that says nothing is somebody's all the same."""
     data = folder.files.get(entry.key)
@@ -117,6 +119,7 @@ class Lease:
     def __init__(self, folder: SweepStore, sweep: Sweep | None) -> None:
         self._folder, self._sweep = folder, sweep
         self._name = f"{secrets.token_hex(6)}.json"
+        self._key = folder.key(_FOLDER, self._name)
         self._ended = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -128,13 +131,12 @@ class Lease:
         """
         self._write("asks")
         try:
-            now = self._own_time()
             if self._sweep is not None:
-                self._refuse_pods(self._sweep, now)
+                self._refuse_pods(self._sweep)
             time.sleep(_SETTLE_S)
             self._refuse_launchers()
         except BaseException:
-            self._folder.files.discard([self._key(self._name)])
+            self._folder.files.discard([self._key])
             raise
         self._write("holds")
         self._renewing.start()
@@ -145,7 +147,7 @@ class Lease:
         self._renewing.join()
         with contextlib.suppress(StoreError):  # where nothing may be deleted, this has to do
             self._write("ended")
-        self._folder.files.discard([self._key(self._name)])
+        self._folder.files.discard([self._key])
 
     def _renew(self) -> None:
         while not self._ended.wait(_RENEWED_S):
@@ -157,12 +159,12 @@ class Lease:
     # --- others ---
 
     def _refuse_launchers(self) -> None:
-        entries = self._entries()
+        entries = _leases(self._folder)
         now = max(entry.modified_ns for entry in entries)
         for entry in entries:
             name = entry.key.rpartition("/")[2]
             age = (now - entry.modified_ns) / 1e9
-            if name in (self._name, _JOB_FILE):
+            if name == self._name:
                 continue
             if age > _GONE_S:
                 self._folder.files.discard([entry.key])
@@ -177,8 +179,9 @@ class Lease:
                     f"{_GONE_S:.0f} s"
                 )
 
-    def _refuse_pods(self, sweep: Sweep, now: int) -> None:
+    def _refuse_pods(self, sweep: Sweep) -> None:
         """Refuses a sweep of which a pod has just stored points."""
+        now = max(entry.modified_ns for entry in _leases(self._folder))  # its own is from now
         entries = self._folder.outcome_entries()
         last = max(entries, key=lambda entry: entry.modified_ns, default=None)
         if last is None or (age := (now - last.modified_ns) / 1e9) > _QUIET_S:
@@ -203,16 +206,6 @@ class Lease:
 
     # --- objects ---
 
-    def _key(self, *name: str) -> str:
-        return self._folder.key(_FOLDER, *name)
-
-    def _entries(self) -> list[Entry]:
-        return self._folder.files.entries(self._key())
-
-    def _own_time(self) -> int:
-        """The store's present time, in ns."""
-        return max(entry.modified_ns for entry in self._entries())
-
     def _write(self, state: str) -> None:
         content = {"state": state, "host": platform.node(), "process": os.getpid()}
-        self._folder.files.put(self._key(self._name), json.dumps(content).encode())
+        self._folder.files.put(self._key, json.dumps(content).encode())

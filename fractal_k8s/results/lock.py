@@ -38,7 +38,7 @@ class SweepLock:
     def __init__(self, folder: SweepStore, sweep: Sweep | None = None) -> None:
         self.folder = folder
         self.handle: int | None = None
-        self._beside_pods = sweep is None
+        self._sweep = sweep
         self._lease = Lease(folder, sweep)
 
     def __enter__(self) -> SweepLock:
@@ -47,7 +47,7 @@ class SweepLock:
         Raises:
             ConflictError: another process trains this sweep, or a cluster; names it.
         """
-        if not self._beside_pods:
+        if self._sweep is not None:
             refuse_job(self.folder)
         path = _path(self.folder)
         if path is None:
